@@ -1,0 +1,1 @@
+"""The services and the commands that run them."""

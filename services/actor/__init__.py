@@ -1,0 +1,1 @@
+"""Steps environments; knows neither torch nor NATS."""

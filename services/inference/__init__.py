@@ -1,0 +1,1 @@
+"""Holds the policy, batches observations, cuts trajectories."""

@@ -1,0 +1,1 @@
+"""Trains from trajectories and publishes weights."""

@@ -1,0 +1,1 @@
+"""Pure algorithms: tensors in, a NamedTuple of tensors out."""

@@ -1,0 +1,1 @@
+"""NATS: connection, work queue, key-value, weights."""

@@ -1,0 +1,273 @@
+"""Configuration: defaults < preset (YAML) < environment (`SEEDRL_…`) < command line.
+
+Each service has one frozen model, built from the groups of settings below; what two services must agree
+on stands in one group. A preset and the environment may name settings of any service (one `.env` file or
+preset serves them all), so names are checked against all models together, and each model takes its own.
+"""
+
+import os
+import sysconfig
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from shared.errors import ConfigurationError
+from shared.subjects import validated_run_id
+
+ENV_PREFIX = "SEEDRL_"
+SECRETS = frozenset({"nats_token"})
+
+
+class Settings(BaseSettings):
+    """Base of every command's configuration."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=False,
+    )
+
+    preset: str | None = None
+    """Name of a preset (see presets/) or path of a YAML file with settings, applied before all others."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` merged: the environment is one of its sources, not read a second time here."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+class Group(BaseModel):
+    """Base of the groups of settings; a field's docstring is its help text."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class LogSettings(Group):
+    """How a service logs."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe events that are logged."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """json for machines, text for people; auto: text on a terminal, else json."""
+
+
+class RunSettings(Group):
+    """Which run a service belongs to."""
+
+    run_id: str = "default"
+    """Run this service belongs to; several runs share one NATS server without meeting."""
+
+    @field_validator("run_id")
+    @classmethod
+    def _run_id_can_be_a_subject(cls, value: str) -> str:
+        try:
+            return validated_run_id(value)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+
+
+class HttpSettings(Group):
+    """Where a service answers /healthz, /readyz, /metrics and /status."""
+
+    http_host: str = "127.0.0.1"
+    """Address the HTTP endpoints bind to."""
+    http_port: int = Field(0, ge=0, le=65535)
+    """Port of the HTTP endpoints; 0 takes a free one and logs it."""
+    watchdog_seconds: float = Field(60.0, gt=0)
+    """A service that makes no progress for so long dumps all its stacks to the log and fails /healthz."""
+
+
+class ServiceSettings(LogSettings, RunSettings, HttpSettings):
+    """What every service has."""
+
+    grace_seconds: float = Field(10.0, gt=0)
+    """How long a service may take to drain and save after SIGTERM."""
+
+
+class NatsSettings(Group):
+    """How to reach NATS."""
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    """URL of the NATS server."""
+    nats_token: SecretStr | None = None
+    """Token of the NATS server; best given as SEEDRL_NATS_TOKEN."""
+    connect_timeout: float = Field(10.0, gt=0)
+    """Seconds after which a command (not a service) gives up on a NATS server it cannot reach."""
+
+
+class AgentSettings(Group):
+    """What inference and the learner of one run must agree on."""
+
+    agent: Literal["vtrace"] = "vtrace"
+    """Algorithm: vtrace (IMPALA)."""
+    network: str = "auto"
+    """mlp, nature, impala_shallow, impala_deep or your own module:Class; auto: impala_shallow for images, else mlp."""
+    lstm_size: int = Field(0, ge=0)
+    """Units of the LSTM core; 0: none."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Layer sizes of the mlp network."""
+    frame_stack: int = Field(1, ge=1, le=64)
+    """Newest frames the policy sees at once; stacked on the device, actors send single frames."""
+    unroll: int = Field(20, ge=1)
+    """Steps of a trajectory chunk (T)."""
+    reward_clip: float = Field(0.0, ge=0)
+    """Rewards are clipped to ± this for training and as network input; 0: not clipped."""
+    batch_size: int = Field(32, ge=1)
+    """Trajectories (rows of T steps) per update."""
+    max_queued_batches: int = Field(3, ge=2)
+    """Batches that may wait in the work queue before actors are slowed down."""
+
+
+class DeviceSettings(Group):
+    """Where and how the network computes."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:N; auto: cuda where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast for convolutional networks where the device has the instructions."""
+    torch_threads: int = Field(1, ge=1)
+    """Threads of torch in this process; threads of several services on one machine spin against each other."""
+
+
+T = TypeVar("T", bound=Settings)
+
+
+def load(
+    model: type[T], arguments: Sequence[str] | None, *, prog: str, known: Iterable[type[BaseModel]] = ()
+) -> T:
+    """`model` from preset, environment and command line.
+
+    `known`: all models of the project, against whose fields the preset's and the environment's names are
+    checked. Raises ConfigurationError with one line per mistake. `--help` prints and raises SystemExit(0).
+    """
+    names = {name for each in (model, *known) for name in each.model_fields}
+    try:
+        parsed = CliSettingsSource(model, cli_parse_args=list(arguments or ()), cli_prog_name=prog)
+        command_line = dict(parsed())
+    except SettingsError as error:
+        text = str(error).removeprefix("error parsing CLI: ")
+        raise ConfigurationError(f"{text} (see {prog} --help)") from error
+    environment = _environment(model, names)
+    preset_name = command_line.get("preset", environment.get("preset"))
+    preset = _preset(model, str(preset_name), names) if preset_name is not None else {}
+    origins = (
+        (command_line, lambda name: _flag(model, name)),
+        (environment, lambda name: ENV_PREFIX + name.upper()),
+        (preset, lambda name: f"preset {preset_name}: {name}"),
+    )
+    try:
+        return model.model_validate({**preset, **environment, **command_line})
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_lines(error, origins))) from error
+    except SettingsError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def preset_path(name: str) -> Path:
+    """The file of a preset: a path as it is, a name from the presets that come with the project."""
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        return Path(name)
+    return _presets_directory() / f"{name}.yaml"
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the project."""
+    return sorted(path.stem for path in _presets_directory().glob("*.yaml"))
+
+
+def dump(config: BaseModel, path: Path) -> None:
+    """Writes the resolved configuration as YAML, without secrets; a preset for another run."""
+    values = config.model_dump(mode="json", exclude=set(SECRETS) | {"preset"}, exclude_none=True)
+    path.write_text(yaml.safe_dump(values, sort_keys=True))
+
+
+def _presets_directory() -> Path:
+    beside = Path(__file__).resolve().parent.parent / "presets"
+    return beside if beside.is_dir() else Path(sysconfig.get_path("data")) / "share/seedrl/presets"
+
+
+def _environment(model: type[Settings], names: set[str]) -> dict[str, Any]:
+    for variable in os.environ:
+        if variable.upper().startswith(ENV_PREFIX) and variable[len(ENV_PREFIX) :].lower() not in names:
+            raise ConfigurationError(f"{variable} is no setting{_nearest(variable, names)}")
+    try:
+        return dict(EnvSettingsSource(model)())
+    except SettingsError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _preset(model: type[Settings], name: str, names: set[str]) -> dict[str, Any]:
+    path = preset_path(name)
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"unknown preset {name!r}; there are {', '.join(preset_names())}, or give the path of a .yaml file"
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(f"preset {name}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"preset {name}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"preset {name}: holds {type(values).__name__}, not settings by name")
+    for key in values:
+        if key not in names:
+            raise ConfigurationError(f"preset {name}: {key!r} is no setting{_nearest(str(key), names)}")
+    return {key: value for key, value in values.items() if key in model.model_fields}
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    import difflib
+
+    bare = name.removeprefix(ENV_PREFIX).lower()
+    close = difflib.get_close_matches(bare, list(names), n=1)
+    if not close:
+        return ""
+    return f"; did you mean {ENV_PREFIX + close[0].upper() if name.startswith(ENV_PREFIX) else close[0]}?"
+
+
+def _flag(model: type[BaseModel], name: str) -> str:
+    field = model.model_fields.get(name)
+    return f"--{name.replace('_', '-')}" if field is None or not field.is_required() else name.upper()
+
+
+def _lines(error: ValidationError, origins: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterable[str]:
+    for problem in error.errors(include_url=False, include_context=False):
+        if not problem["loc"]:
+            yield problem["msg"].removeprefix("Value error, ")
+            continue
+        name = str(problem["loc"][0])
+        where = next((label(name) for values, label in origins if name in values), name)
+        message = problem["msg"].removeprefix("Value error, ")
+        shown = "" if name in SECRETS or problem["type"] == "missing" else f" (got {problem['input']!r})"
+        yield f"{where}: {message}{shown}"
+
+
+def subset(config: BaseModel, model: type[BaseModel]) -> dict[str, Any]:
+    """The values of `config` that `model` also has."""
+    return {name: getattr(config, name) for name in model.model_fields if name in type(config).model_fields}

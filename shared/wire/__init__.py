@@ -1,0 +1,1 @@
+"""Formats on the wire: the gRPC protocol and the chunk codec."""
