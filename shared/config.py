@@ -126,7 +126,7 @@ class AgentSettings(Group):
     agent: Literal["vtrace"] = "vtrace"
     """Algorithm: vtrace (IMPALA)."""
     network: str = "auto"
-    """mlp, nature, impala_shallow, impala_deep or your own module:Class; auto: impala_shallow for images, else mlp."""
+    """mlp, nature, impala_shallow, impala_deep or your own module:Class; auto: impala_shallow or mlp."""
     lstm_size: int = Field(0, ge=0)
     """Units of the LSTM core; 0: none."""
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -151,7 +151,7 @@ class DeviceSettings(Group):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast for convolutional networks where the device has the instructions."""
     torch_threads: int = Field(1, ge=1)
-    """Threads of torch in this process; threads of several services on one machine spin against each other."""
+    """Threads of torch in this process; those of several services on one machine spin against each other."""
 
 
 T = TypeVar("T", bound=Settings)
@@ -165,9 +165,12 @@ def load(
     `known`: all models of the project, against whose fields the preset's and the environment's names are
     checked. Raises ConfigurationError with one line per mistake. `--help` prints and raises SystemExit(0).
     """
-    names = {name for each in (model, *known) for name in each.model_fields}
+    models: tuple[type[BaseModel], ...] = (model, *known)
+    names = {name for each in models for name in each.model_fields}
     try:
-        parsed = CliSettingsSource(model, cli_parse_args=list(arguments or ()), cli_prog_name=prog)
+        parsed: CliSettingsSource[Any] = CliSettingsSource(
+            model, cli_parse_args=list(arguments or ()), cli_prog_name=prog
+        )
         command_line = dict(parsed())
     except SettingsError as error:
         text = str(error).removeprefix("error parsing CLI: ")
@@ -227,7 +230,7 @@ def _preset(model: type[Settings], name: str, names: set[str]) -> dict[str, Any]
         values = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError as error:
         raise ConfigurationError(
-            f"unknown preset {name!r}; there are {', '.join(preset_names())}, or give the path of a .yaml file"
+            f"unknown preset {name!r}; there are {', '.join(preset_names())}; or give a .yaml file"
         ) from error
     except OSError as error:
         raise ConfigurationError(f"preset {name}: {error.strerror}") from error

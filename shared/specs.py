@@ -58,7 +58,8 @@ class EnvironmentSpec:
         mine, theirs = ({leaf.name: leaf for leaf in spec.observation} for spec in (self, other))
         for name in mine.keys() | theirs.keys():
             if mine.get(name) != theirs.get(name):
-                return f"observation is {theirs.get(name, f'without {name!r}')}, the run's is {mine.get(name, f'without {name!r}')}"
+                here, there = (leaves.get(name, f"without {name!r}") for leaves in (mine, theirs))
+                return f"observation is {there}; the run's is {here}"
         if self != other:
             return "the observation leaves stand in another order than the run's"
         return None
