@@ -9,7 +9,7 @@ import os
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -59,6 +59,11 @@ class Settings(BaseSettings):
         """Only what `load` merged: the environment is one of its sources, not read a second time here."""
         del settings_cls, env_settings, dotenv_settings, file_secret_settings
         return (init_settings,)
+
+    @classmethod
+    def loaded(cls, arguments: Sequence[str], *, prog: str, known: Iterable[type["Settings"]]) -> Self:
+        """This configuration from preset, environment and command line; see `load`."""
+        return load(cls, arguments, prog=prog, known=known)
 
 
 class Group(BaseModel):
@@ -158,25 +163,30 @@ T = TypeVar("T", bound=Settings)
 
 
 def load(
-    model: type[T], arguments: Sequence[str] | None, *, prog: str, known: Iterable[type[BaseModel]] = ()
+    model: type[T],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    known: Iterable[type[BaseModel]] = (),
+    preset_name: str | None = None,
 ) -> T:
     """`model` from preset, environment and command line.
 
     `known`: all models of the project, against whose fields the preset's and the environment's names are
-    checked. Raises ConfigurationError with one line per mistake. `--help` prints and raises SystemExit(0).
+    checked. `preset_name` is used when neither environment nor command line names a preset. Raises ConfigurationError with one line per mistake. `--help` prints and raises SystemExit(0).
     """
     models: tuple[type[BaseModel], ...] = (model, *known)
     names = {name for each in models for name in each.model_fields}
     try:
         parsed: CliSettingsSource[Any] = CliSettingsSource(
-            model, cli_parse_args=list(arguments or ()), cli_prog_name=prog
+            model, cli_parse_args=list(arguments), cli_prog_name=prog
         )
         command_line = dict(parsed())
     except SettingsError as error:
         text = str(error).removeprefix("error parsing CLI: ")
         raise ConfigurationError(f"{text} (see {prog} --help)") from error
     environment = _environment(model, names)
-    preset_name = command_line.get("preset", environment.get("preset"))
+    preset_name = command_line.get("preset", environment.get("preset", preset_name))
     preset = _preset(model, str(preset_name), names) if preset_name is not None else {}
     origins = (
         (command_line, lambda name: _flag(model, name)),

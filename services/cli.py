@@ -1,0 +1,150 @@
+"""The `seedrl` command: finds the command, loads its configuration, runs it, turns mistakes into one line."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from shared.config import Settings
+from shared.errors import ConfigurationError, SeedrlError
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command is for, and where its configuration and its function are; imported when it is chosen."""
+
+    help: str
+    config: str
+    run: str
+
+
+# Services: `run(config, *, stop)`, asyncio. Commands: `run(config) -> exit status`.
+SERVICES = {
+    "actor": Command(
+        "steps environments for an inference service",
+        "services.actor.config:ActorConfig",
+        "services.actor.service:run",
+    ),
+    "inference": Command(
+        "holds the policy, answers actors, cuts trajectories",
+        "services.inference.config:InferenceConfig",
+        "services.inference.service:run",
+    ),
+    "learner": Command(
+        "trains from trajectories, publishes weights",
+        "services.learner.config:LearnerConfig",
+        "services.learner.service:run",
+    ),
+}
+COMMANDS = {
+    "train": Command(
+        "trains an agent, everything on this machine",
+        "services.local.config:TrainConfig",
+        "services.commands.train:train",
+    ),
+    "eval": Command(
+        "plays episodes with a trained policy",
+        "services.commands.config:EvalConfig",
+        "services.commands.evaluate:evaluate",
+    ),
+    "status": Command(
+        "what every service of a run does and waits for",
+        "services.commands.config:StatusConfig",
+        "services.commands.status:status",
+    ),
+    "control": Command(
+        "pause, resume, checkpoint or stop a run",
+        "services.commands.config:ControlConfig",
+        "services.commands.control:control",
+    ),
+    **SERVICES,
+}
+# Which extra brings a module that a role needs.
+_EXTRAS = {
+    "ale_py": "atari",
+    "gymnasium": "actor",
+    "nats": "inference",
+    "rich": "local",
+    "safetensors": "inference",
+    "tensorboard": "learner",
+    "torch": "inference",
+    "zstandard": "inference",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status (0: fine, 2: the person's mistake; see shared/errors.py)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    if name == "--version":
+        print(f"seedrl {version('seedrl')}")
+        return 0
+    try:
+        return _run(name, words[1:])
+    except SeedrlError as error:
+        return _failed(" ".join(str(error).split()), error.exit_status)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(str(error.name).partition(".")[0])
+        if extra is None:
+            raise
+        return _failed(f"{error.name} is not installed; pip install 'seedrl[{extra}]'", 2)
+
+
+def known_settings() -> tuple[type[Settings], ...]:
+    """All configurations: a preset or the environment may hold settings for any of them."""
+    return tuple(_imported(command.config) for command in COMMANDS.values())
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if name not in COMMANDS:
+        raise ConfigurationError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
+    # A user's own environments and networks; last, so that they cannot shadow `services` and `shared`.
+    sys.path.append(os.getcwd())
+    command = COMMANDS[name]
+    model: type[Settings] = _imported(command.config)
+    config = model.loaded(arguments, prog=f"seedrl {name}", known=known_settings())
+    run = _imported(command.run)
+    if name not in SERVICES:
+        return int(run(config))
+    from shared.runtime import run_service
+    from shared.telemetry import configure_logging
+
+    configure_logging(config.log_level, config.log_format, name)
+    return run_service(lambda stop: run(config, stop=stop), grace_seconds=config.grace_seconds)
+
+
+def _imported(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _failed(text: str, status: int) -> int:
+    print(f"seedrl: {text}", file=sys.stderr)
+    return status
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: seedrl COMMAND [OPTIONS]     seedrl COMMAND --help tells about one command",
+            "",
+            "SEED RL for PyTorch and Gymnasium: actors, central inference and a learner as services.",
+            "",
+            *lines,
+            "",
+            "Start with:  seedrl train CartPole-v1 --preset cartpole",
+            "             seedrl train ALE/Pong-v5",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

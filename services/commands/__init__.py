@@ -1,0 +1,1 @@
+"""The commands that are no services: eval, status and control."""

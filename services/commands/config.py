@@ -1,0 +1,59 @@
+"""Configuration of the commands that are no services."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from shared.config import NatsSettings, RunSettings, Settings
+
+
+class EvalConfig(Settings):
+    """Plays episodes with the newest checkpoint of a run, greedily, through a real inference service.
+
+    Prints mean, median and deviation of the raw returns.
+
+    Example:  seedrl eval runs/pong-20260101-120000 --episodes 30
+    """
+
+    run_dir: CliPositionalArg[Path]
+    """Directory of a run."""
+    episodes: int = Field(30, ge=1)
+    """Episodes to play; every environment plays its share, so short episodes are not favoured."""
+    environments: int = Field(16, ge=1)
+    """Environments played at the same time, at most."""
+    seed: int | None = None
+    """Seed of the environments; default: a fresh one."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N; auto: cuda where there is one."""
+    as_json: bool = False
+    """Print one line of JSON with every return."""
+    timeout: float = Field(3600.0, gt=0)
+    """Seconds after which the command gives up."""
+
+
+class StatusConfig(Settings, NatsSettings, RunSettings):
+    """Says what every service of a run does and waits for.
+
+    Examples:  seedrl status runs/pong-20260101-120000
+               seedrl status --nats-url nats://host:4222 --run-id my-run
+    """
+
+    run_dir: CliPositionalArg[Path | None] = None
+    """Directory of a local run; or say --nats-url and --run-id."""
+    as_json: bool = False
+    """Print the statuses as one line of JSON."""
+
+
+class ControlConfig(Settings, NatsSettings, RunSettings):
+    """Tells a run to pause, resume, checkpoint, stop or say its status; prints what was done.
+
+    Examples:  seedrl control pause runs/pong-20260101-120000
+               seedrl control checkpoint --nats-url nats://host:4222 --run-id my-run
+    """
+
+    verb: CliPositionalArg[Literal["pause", "resume", "checkpoint", "stop", "status"]]
+    """pause: withhold actions; resume; checkpoint: save now; stop: save and end; status."""
+    run_dir: CliPositionalArg[Path | None] = None
+    """Directory of a local run; or say --nats-url and --run-id."""

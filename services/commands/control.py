@@ -1,0 +1,30 @@
+"""`seedrl control`: tells the services of a run what to do and prints what they did."""
+
+import asyncio
+
+import orjson
+
+from services.commands.config import ControlConfig
+from services.commands.reach import reached_run
+from shared.bus.connection import connected_bus
+from shared.bus.control import request_control
+from shared.errors import RunError
+
+ANSWER_SECONDS = 30.0  # a checkpoint of a large network takes a while
+
+
+def control(config: ControlConfig) -> int:
+    """Sends the verb and prints each service's answer. Raises RunError when none answers."""
+    return asyncio.run(_control(config))
+
+
+async def _control(config: ControlConfig) -> int:
+    settings, run_id = reached_run(config)
+    async with connected_bus(settings, run_id=run_id, name="control", patient=False) as bus:
+        answers = await request_control(bus, config.verb, timeout=ANSWER_SECONDS)
+    if not answers:
+        raise RunError(f"no service of run {run_id} took {config.verb!r}")
+    for answer in answers:
+        done = answer["done"] if "done" in answer else orjson.dumps(answer["status"]).decode()
+        print(f"{answer['service']} {answer['id']}: {done}")
+    return 0

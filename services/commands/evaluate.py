@@ -1,0 +1,152 @@
+"""`seedrl eval`: plays episodes with a checkpoint through a real inference service."""
+
+import asyncio
+import secrets
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvloop
+import yaml
+from pydantic import SecretStr
+
+from services.commands.config import EvalConfig
+from services.local.config import CONFIG_FILE
+from services.local.process import ChildProcess, seedrl
+from services.local.supervisor import SupervisedService, free_port
+from services.nats_server import embedded_nats
+from shared.bus.connection import Bus, connected_bus
+from shared.bus.episodes import EpisodeConsumer
+from shared.bus.key_values import create_spec
+from shared.bus.weights import publish_weights
+from shared.checkpoints import Checkpoint, latest_checkpoint, weights_to_bytes
+from shared.config import NatsSettings
+from shared.errors import RunError
+
+Episode = dict[str, Any]
+
+
+class EpisodeShares:
+    """Takes the same number of episodes from each environment, so that short ones are not favoured."""
+
+    def __init__(self, *, episodes: int, environments: int) -> None:
+        share, rest = divmod(episodes, environments)
+        self._shares = [share + (row < rest) for row in range(environments)]
+        self._taken: Counter[int] = Counter()
+        self.episodes: list[Episode] = []
+
+    def take(self, episodes: Iterable[Episode]) -> None:
+        """Takes each episode whose environment's share is not played yet."""
+        for episode in episodes:
+            row = int(episode["row"])
+            if self._taken[row] < self._shares[row]:
+                self._taken[row] += 1
+                self.episodes.append(episode)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every share is played."""
+        return len(self.episodes) == sum(self._shares)
+
+
+def evaluate(config: EvalConfig) -> int:
+    """Plays the episodes and prints mean, median and deviation of their raw returns."""
+    checkpoint = _checkpoint(config.run_dir)
+    episodes = uvloop.run(_played(config, checkpoint))
+    returns = [float(episode["return"]) for episode in episodes]
+    result = {
+        "checkpoint": checkpoint.path.name,
+        "episodes": len(returns),
+        "mean": statistics.fmean(returns),
+        "median": statistics.median(returns),
+        "deviation": statistics.pstdev(returns),
+        "returns": returns,
+    }
+    if config.as_json:
+        print(orjson.dumps(result).decode())
+    else:
+        print(
+            f"{result['checkpoint']}: {result['episodes']} episodes, mean {result['mean']:.2f}, "
+            f"median {result['median']:.2f}, deviation {result['deviation']:.2f}"
+        )
+    return 0
+
+
+def _checkpoint(run_dir: Path) -> Checkpoint:
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise RunError(f"{run_dir} is no run's directory ({CONFIG_FILE} is missing)")
+    checkpoint = latest_checkpoint(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise RunError(f"{run_dir} holds no valid checkpoint")
+    return checkpoint
+
+
+async def _played(config: EvalConfig, checkpoint: Checkpoint) -> list[Episode]:
+    token = secrets.token_hex(16)
+    run_id = f"eval-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory(prefix="seedrl-eval-") as scratch:
+        async with embedded_nats(Path(scratch) / "nats", token=token) as server:
+            nats = NatsSettings(nats_url=server.url, nats_token=SecretStr(token))
+            async with connected_bus(nats, run_id=run_id, name="eval", patient=False) as bus:
+                await create_spec(bus, checkpoint.spec)
+                await publish_weights(
+                    bus,
+                    weights_to_bytes(checkpoint.weights),
+                    update=int(checkpoint.counters["updates"]),
+                    network_hash=checkpoint.spec.network_hash,
+                )
+                return await _episodes(config, bus, _players(config, nats, run_id, Path(scratch)))
+
+
+def _players(config: EvalConfig, nats: NatsSettings, run_id: str, logs: Path) -> list[SupervisedService]:
+    """An inference service and one actor of the run's own configuration."""
+    env = str(yaml.safe_load((config.run_dir / CONFIG_FILE).read_text())["env"])
+    common = ["--preset", str(config.run_dir / CONFIG_FILE), "--run-id", run_id, "--log-format", "json"]
+    address = f"127.0.0.1:{free_port()}"
+    host, _, port = address.rpartition(":")
+    assert nats.nats_token is not None
+    environment = {"SEEDRL_NATS_TOKEN": nats.nats_token.get_secret_value()}
+    where = ("--nats-url", nats.nats_url, "--host", host, "--port", port)
+    inference = seedrl("inference", *common, *where, "--device", config.device)
+    seed = [] if config.seed is None else ["--seed", str(config.seed)]
+    group = ("--groups", "1", "--group-size", str(min(config.episodes, config.environments)))
+    role = ("--inference-url", address, "--actor-id", "eval", "--role", "eval")
+    actor = seedrl("actor", env, *common, *role, *group, *seed)
+    return [
+        SupervisedService(
+            ChildProcess("inference", lambda: inference, environment=environment, log=logs / "inference.log")
+        ),
+        SupervisedService(ChildProcess("actor", lambda: actor, environment={}, log=logs / "actor.log")),
+    ]
+
+
+async def _episodes(config: EvalConfig, bus: Bus, players: list[SupervisedService]) -> list[Episode]:
+    shares = EpisodeShares(episodes=config.episodes, environments=min(config.episodes, config.environments))
+    tasks = [asyncio.create_task(player.run_until_done()) for player in players]
+    playing = asyncio.create_task(_gather(bus, shares))
+    try:
+        async with asyncio.timeout(config.timeout):
+            await asyncio.wait({playing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+        await playing
+    except TimeoutError as error:
+        raise RunError(
+            f"only {len(shares.episodes)} of {config.episodes} episodes ended in {config.timeout:.0f} s"
+        ) from error
+    finally:
+        playing.cancel()
+        await asyncio.gather(*(player.end(grace_seconds=5.0) for player in reversed(players)))
+        await asyncio.gather(*tasks, playing, return_exceptions=True)
+    return shares.episodes
+
+
+async def _gather(bus: Bus, shares: EpisodeShares) -> None:
+    consumer = EpisodeConsumer(bus)
+    while not shares.complete:
+        shares.take(await consumer.fetch(timeout=1.0))

@@ -1,0 +1,39 @@
+"""`seedrl status`: what every service of a run does and waits for."""
+
+import asyncio
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from services.commands.config import StatusConfig
+from services.commands.reach import reached_run
+from services.local.display import doing, services_table
+from shared.bus.connection import connected_bus
+from shared.bus.control import request_control
+from shared.errors import RunError
+
+ANSWER_SECONDS = 2.0
+
+
+def status(config: StatusConfig) -> int:
+    """Asks every service of the run for its status and prints it. Raises RunError when none answers."""
+    run_id, answers = asyncio.run(_answers(config))
+    if config.as_json:
+        print(orjson.dumps(answers).decode())
+        return 0
+    rows = [
+        (f"{answer['service']} {answer['id']}", "running", None, doing(answer["service"], answer["status"]))
+        for answer in sorted(answers, key=lambda answer: str(answer["service"]))
+    ]
+    Console().print(services_table(rows, title=f"run {run_id}"))
+    return 0
+
+
+async def _answers(config: StatusConfig) -> tuple[str, list[dict[str, Any]]]:
+    settings, run_id = reached_run(config)
+    async with connected_bus(settings, run_id=run_id, name="status", patient=False) as bus:
+        answers = await request_control(bus, "status", timeout=ANSWER_SECONDS)
+    if not answers:
+        raise RunError(f"no service of run {run_id} answers")
+    return run_id, answers

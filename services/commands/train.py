@@ -1,0 +1,120 @@
+"""`seedrl train`: NATS, the supervisor, the display and the summary around one local run."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import uvloop
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from services.local.config import CONFIG_FILE, TrainConfig, prepared_run_dir, write_config
+from services.local.display import doing, headline, services_table
+from services.local.nats import nats_of_run
+from services.local.run import LocalRun
+from services.local.statuses import StatusBoard, watched_statuses
+from services.local.summary import SUMMARY_FILE, write_summary
+from shared.bus.connection import connected_bus
+from shared.bus.work_queue import queue_state
+from shared.telemetry import configure_logging
+
+PLAIN_LINE_SECONDS = 5.0
+TABLE_SECONDS = 0.5
+
+
+def train(config: TrainConfig) -> int:
+    """Runs a whole training; returns the exit status."""
+    configure_logging(config.log_level, config.log_format, "supervisor")
+    directory = prepared_run_dir(config)
+    write_config(config, directory / CONFIG_FILE)
+    console = Console()
+    console.print(f"training {config.env} in {directory}")
+    summary = uvloop.run(_train(config, console))
+    returns = summary["mean_return_100"]
+    console.print(
+        f"{summary['exit_reason']}: {summary['steps']:,} steps in {summary['seconds']:,.0f} s "
+        f"({summary['steps_per_second']:,.0f} steps/s), "
+        f"mean_return_100 {'–' if returns is None else f'{returns:.2f}'}"
+    )
+    console.print(f"curves:      tensorboard --logdir {directory / 'tensorboard'}", soft_wrap=True)
+    console.print(f"checkpoints: {directory / 'checkpoints'}   (seedrl eval {directory})", soft_wrap=True)
+    console.print(f"summary:     {directory / SUMMARY_FILE}", soft_wrap=True)
+    return 0
+
+
+async def _train(config: TrainConfig, console: Console) -> dict[str, Any]:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with nats_of_run(config) as nats:
+        run = LocalRun(config, nats)
+        async with connected_bus(
+            nats, run_id=config.run_id, name="supervisor", patient=config.nats_url is None
+        ) as bus:
+            run.write_connection()
+            started = time.monotonic()
+            async with watched_statuses(bus) as board, _shown(console, config, run, board):
+                finished = await run.until_done(stop)
+            reason = board.newest("learner").get("exit_reason") if finished else "interrupted"
+            return write_summary(
+                config,
+                queue=await queue_state(bus),
+                seconds=time.monotonic() - started,
+                discarded_steps=board.total("inference", "discarded_steps"),
+                exit_reason=str(reason),
+            )
+
+
+@contextlib.asynccontextmanager
+async def _shown(
+    console: Console, config: TrainConfig, run: LocalRun, board: StatusBoard
+) -> AsyncIterator[None]:
+    """Shows a live table on a terminal, else a line now and then."""
+    join = f"seedrl actor {config.env} --inference-url {run.inference_url} --run-id {config.run_id}"
+    console.print(f"another actor: {join}", soft_wrap=True, highlight=False)
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4) as live:
+            async with _repeated(lambda: live.update(_table(config, run, board)), TABLE_SECONDS):
+                yield
+    else:
+        async with _repeated(lambda: console.print(_line(config, board), soft_wrap=True), PLAIN_LINE_SECONDS):
+            yield
+
+
+@contextlib.asynccontextmanager
+async def _repeated(show: Callable[[], None], seconds: float) -> AsyncIterator[None]:
+    async def forever() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            show()
+
+    task = asyncio.create_task(forever())
+    try:
+        yield
+    finally:
+        task.cancel()
+        show()
+
+
+def _line(config: TrainConfig, board: StatusBoard) -> str:
+    learner = board.newest("learner")
+    if not learner.get("steps"):
+        inference = board.newest("inference")
+        waiting = [
+            f"{name}: {doing(name, status) or 'starting'}"
+            for name, status in (("inference", inference), ("learner", learner))
+        ]
+        return "; ".join(waiting)
+    return headline(learner, total_steps=config.total_steps)
+
+
+def _table(config: TrainConfig, run: LocalRun, board: StatusBoard) -> Table:
+    rows = [
+        (name, service.state, service.restarts, doing(name, board.newest(name)))
+        for name, service in run.services.items()
+    ]
+    return services_table(rows, title=headline(board.newest("learner"), total_steps=config.total_steps))

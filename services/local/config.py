@@ -1,0 +1,128 @@
+"""Configuration of `seedrl train`: all that a service of the run can be told, and the supervisor's own."""
+
+import re
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, model_validator
+from pydantic_settings import CliSuppress
+
+from services.actor.config import ActorConfig
+from services.inference.config import InferenceConfig
+from services.learner.config import LearnerConfig
+from shared.config import Settings, load
+from shared.errors import RunError
+
+CONFIG_FILE = "config.yaml"
+_OWN_OF_ONE_PROCESS = {"actor_id", "http_host", "http_port", "inference_url", "resume", "role", "run_dir"}
+
+
+class TrainConfig(LearnerConfig, InferenceConfig, ActorConfig):
+    """Trains an agent on a Gymnasium environment with every service on this machine.
+
+    Starts NATS, inference, a learner and actors, restarts what dies, shows a live table, and ends by itself
+    at --total-steps or --max-seconds; Ctrl-C saves and exits. The run directory then holds the configuration,
+    checkpoints, TensorBoard logs and summary.json.
+
+    Examples:  seedrl train CartPole-v1 --preset cartpole
+               seedrl train ALE/Pong-v5 --actors 1 --max-seconds 180
+               seedrl train my_package:MyEnv-v0 --network my_package.nets:Net --total-steps 1000000
+               seedrl train CartPole-v1 --run-dir runs/x --resume
+    """
+
+    actors: int = Field(1, ge=1)
+    """Actor processes."""
+    run_dir: Path | None = None
+    """Directory of the run; default: a new one below runs/."""
+    resume: bool = False
+    """Go on with the run in --run-dir: its configuration (options given here win), checkpoint and queue."""
+    nats_url: str | None = None  # type: ignore[assignment]
+    """URL of a NATS server to use; default: an embedded one, reachable from this machine only."""
+    port: int = Field(0, ge=0, le=65535)
+    """Port of the inference service; 0 takes a free one."""
+    actor_id: CliSuppress[str] = "actor"
+    """Given to each actor by the supervisor."""
+    inference_url: CliSuppress[str] = "127.0.0.1:50051"
+    """Given to each actor by the supervisor."""
+    http_port: CliSuppress[int] = 0
+    """Each service takes a free port."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _run_id_follows_the_directory(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A run is called after its directory unless it was given a name."""
+        if "run_id" in values and values["run_id"] != "default":
+            return values
+        run_dir = Path(values.get("run_dir") or _new_run_dir(str(values.get("env", "run"))))
+        name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.name).strip("-")[:48] or "run"
+        return {**values, "run_dir": run_dir, "run_id": f"{name}-{secrets.token_hex(3)}"}
+
+    @classmethod
+    def loaded(cls, arguments: Sequence[str], *, prog: str, known: Iterable[type[Settings]]) -> Self:
+        """As `load`; Atari without a preset gets `atari_vtrace`, a resumed run its own configuration."""
+        config = load(cls, arguments, prog=prog, known=known)
+        if config.resume:
+            return cls._resumed(config, arguments, prog=prog, known=known)
+        if config.preset is None and config.env.startswith("ALE/"):
+            return load(cls, arguments, prog=prog, known=known, preset_name="atari_vtrace")
+        return config
+
+    @classmethod
+    def _resumed(
+        cls, config: Self, arguments: Sequence[str], *, prog: str, known: Iterable[type[Settings]]
+    ) -> Self:
+        if "run_dir" not in config.model_fields_set or config.preset is not None:
+            raise RunError("--resume wants --run-dir, and no --preset: the run has its own configuration")
+        saved = prepared_run_dir(config) / CONFIG_FILE
+        resumed = load(cls, arguments, prog=prog, known=known, preset_name=str(saved))
+        was = (yaml.safe_load(saved.read_text()) or {}).get("env")
+        if resumed.env != was:
+            raise RunError(f"cannot resume {config.directory} with {resumed.env}: its environment is {was}")
+        return resumed
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        assert self.run_dir is not None
+        return self.run_dir
+
+
+def prepared_run_dir(config: TrainConfig) -> Path:
+    """Creates the run directory, or checks that it holds the run to resume. Raises RunError."""
+    directory = config.directory
+    if config.resume:
+        if not (directory / CONFIG_FILE).is_file():
+            raise RunError(f"cannot resume {directory}: it holds no run ({CONFIG_FILE} is missing)")
+        return directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise RunError(f"run directory {directory} is not empty; give another one, or --resume")
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write run directory {directory}: {error.strerror}") from error
+    return directory
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Writes the resolved configuration, without secrets: a preset for every service of the run."""
+    values = config.model_dump(
+        mode="json", exclude=_OWN_OF_ONE_PROCESS | {"preset", "nats_token"}, exclude_none=True
+    )
+    try:
+        path.write_text(yaml.safe_dump(values, sort_keys=True))
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _new_run_dir(env: str) -> Path:
+    name = (
+        re.sub(r"[^A-Za-z0-9]+", "-", env.rpartition(":")[2].rpartition("/")[2]).strip("-").lower() or "run"
+    )
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,0 +1,58 @@
+"""What a person watching a run sees; pure: statuses in, lines or a table out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+Status = Mapping[str, Any]
+
+
+def headline(learner: Status, *, total_steps: int) -> str:
+    """One line of the figures that matter, from the learner's status."""
+    returns = learner.get("mean_return_100")
+    lag = (learner.get("policy_lag") or {}).get("p99")
+    queued = (learner.get("chunks") or {}).get("queued")
+    parts = [
+        f"steps {learner.get('steps', 0):,}/{total_steps:,}",
+        f"{learner.get('steps_per_second') or 0:,.0f} steps/s",
+        f"updates {learner.get('updates', 0):,}",
+        f"episodes {learner.get('episodes', 0):,}",
+        f"return {returns:.1f}" if returns is not None else "return –",
+        f"lag p99 {lag}" if lag is not None else "lag –",
+        f"queued {queued}" if queued is not None else "queued –",
+    ]
+    return "  ".join(parts)
+
+
+def services_table(rows: Sequence[tuple[str, str, int | None, str]], *, title: str) -> Table:
+    """A row per service: name, state, restarts, what it does or waits for."""
+    table = Table(title=title, title_justify="left", expand=False, pad_edge=False)
+    for column in ("service", "state", "restarts", "doing"):
+        table.add_column(column, overflow="fold")
+    for name, state, restarts, doing in rows:
+        table.add_row(name, state, "" if restarts is None else str(restarts), doing)
+    return table
+
+
+def doing(service: str, status: Status) -> str:
+    """What a service does or waits for, in words."""
+    waiting = status.get("waiting") or []
+    if waiting:
+        return "waiting for " + ", ".join(waiting)
+    if service == "inference":
+        streams = status.get("streams") or []
+        environments = sum(stream.get("rows", 0) for stream in streams)
+        speed = status.get("steps_per_second") or 0
+        paused = ", paused" if status.get("paused") else ""
+        return f"{len(streams)} streams, {environments} environments, {speed:,.0f} steps/s{paused}"
+    if service == "learner":
+        return (
+            f"{status.get('updates_per_second') or 0:,.1f} updates/s, "
+            f"loss {_number(status.get('loss'))}, entropy {_number(status.get('entropy'))}"
+        )
+    return ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "–"

@@ -1,0 +1,93 @@
+"""One child process: started, watched, ended; knows nothing of what runs in it."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from shared.config import ENV_PREFIX
+
+_PR_SET_PDEATHSIG = 1
+
+
+def seedrl(*words: str) -> list[str]:
+    """The command line of a `seedrl` command in this installation."""
+    return [sys.executable, "-m", "services.cli", *words]
+
+
+class ChildProcess:
+    """A service as a child of this process; it gets SIGTERM when this process dies."""
+
+    def __init__(
+        self, name: str, command: Callable[[], Sequence[str]], *, environment: Mapping[str, str], log: Path
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._command = command  # asked at every start
+        # What the person set is in the run's configuration already; set again it would win over it.
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+        self._environment = {**inherited, **environment}
+        self._process: asyncio.subprocess.Process | None = None
+        self._log_start = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    async def start(self) -> None:
+        """Starts the process; its output goes to the end of its log file."""
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._environment,
+                start_new_session=True,  # so that Ctrl-C reaches the supervisor alone
+                preexec_fn=_die_with_parent,
+            )
+
+    async def wait(self) -> int:
+        """Waits for the end; the exit status, or minus the signal that ended it."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    def terminate(self) -> None:
+        """Asks it to drain, save and exit."""
+        self._signal(signal.SIGTERM)
+
+    async def ended(self, *, within: float) -> None:
+        """Waits up to `within` seconds for its end, then kills it."""
+        if self._process is None:
+            return
+        try:
+            await asyncio.wait_for(self._process.wait(), within)
+        except TimeoutError:
+            self._signal(signal.SIGKILL)
+            await self._process.wait()
+
+    def last_words(self) -> str:
+        """The last line this start of the process wrote, without the `seedrl:` before it."""
+        with contextlib.suppress(OSError), self.log.open("rb") as log:
+            log.seek(max(self._log_start, self.log.stat().st_size - 65536))
+            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+            spoken = [line for line in lines if line.startswith("seedrl: ")]
+            if spoken or lines:
+                return (spoken or lines)[-1].removeprefix("seedrl: ")
+        return ""
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,130 @@
+"""One local run: which services there are, how each is told what to do, and in which order they end."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import orjson
+
+from services.local.config import CONFIG_FILE, TrainConfig
+from services.local.process import ChildProcess, seedrl
+from services.local.supervisor import SupervisedService, free_port
+from shared.config import NatsSettings
+
+CONNECTION_FILE = "connection.json"
+
+# glibc gives large activations back to the kernel after every step; keeping them is up to twice as fast.
+_KEEP_MEMORY = {
+    "MALLOC_TOP_PAD_": str(2**28),
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+}
+
+
+class LocalRun:
+    """The services of a run below one supervisor."""
+
+    def __init__(self, config: TrainConfig, nats: NatsSettings) -> None:
+        self.config = config
+        self.nats = nats
+        self.inference_url = f"{_reachable(config.host)}:{config.port or free_port(config.host)}"
+        self.services = {
+            "inference": self._service("inference", self._inference_command),
+            "learner": self._service("learner", self._learner_command, _KEEP_MEMORY),
+            **{
+                f"actor-{i}": self._service(f"actor-{i}", self._actor_command(i), {})
+                for i in range(config.actors)
+            },
+        }
+
+    async def until_done(self, stop: asyncio.Event) -> bool:
+        """Runs until the learner is done or `stop` is set; whether the learner was done by itself.
+
+        Raises ServiceFailed when a service fails for good. Afterwards every service has ended.
+        """
+        tasks = {
+            asyncio.create_task(service.run_until_done(), name=name)
+            for name, service in self.services.items()
+        }
+        learner = next(task for task in tasks if task.get_name() == "learner")
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        pending = {*tasks, stopped}
+        try:
+            while not (stopped.done() or learner.done()):
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            return learner.done()
+        finally:
+            stopped.cancel()
+            await self._end()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _end(self) -> None:
+        """Actors first, then inference, then the learner, which saves."""
+        grace = self.config.grace_seconds + 1.0
+        actors = [service for name, service in self.services.items() if name.startswith("actor")]
+        await asyncio.gather(*(actor.end(grace_seconds=grace) for actor in actors))
+        for name in ("inference", "learner"):
+            await self.services[name].end(grace_seconds=grace)
+
+    def write_connection(self) -> None:
+        """Leaves word for other commands how to reach this run; only the owner may read it."""
+        token = self.nats.nats_token
+        content = {
+            "inference_url": self.inference_url,
+            "nats_token": token.get_secret_value() if token else None,
+            "nats_url": self.nats.nats_url,
+            "pid": os.getpid(),
+            "run_id": self.config.run_id,
+        }
+        path = self.config.directory / CONNECTION_FILE
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+
+    def _service(
+        self, name: str, command: Callable[[], Sequence[str]], environment: dict[str, str] | None = None
+    ) -> SupervisedService:
+        logs = self.config.directory / "logs"
+        logs.mkdir(exist_ok=True)
+        secret = self.nats.nats_token
+        credentials = {"SEEDRL_NATS_TOKEN": secret.get_secret_value()} if secret else {}
+        knows_nats = {} if name.startswith("actor") else credentials
+        return SupervisedService(
+            ChildProcess(
+                name, command, environment={**(environment or {}), **knows_nats}, log=logs / f"{name}.log"
+            )
+        )
+
+    def _common(self) -> list[str]:
+        return ["--preset", str(self.config.directory / CONFIG_FILE), "--log-format", "json"]
+
+    def _inference_command(self) -> list[str]:
+        host, _, port = self.inference_url.rpartition(":")
+        where = ["--host", self.config.host or host, "--port", port]
+        return seedrl("inference", *self._common(), *where, "--nats-url", self.nats.nats_url)
+
+    def _learner_command(self) -> list[str]:
+        directory = self.config.directory
+        begun = (directory / "accounts.json").exists() or any(
+            (directory / "checkpoints").glob("checkpoint-*")
+        )
+        resume = ["--resume"] if begun else []
+        run_dir = ["--run-dir", str(directory), *resume]
+        return seedrl("learner", *self._common(), *run_dir, "--nats-url", self.nats.nats_url)
+
+    def _actor_command(self, index: int) -> Callable[[], list[str]]:
+        name = f"actor-{index}"
+        where = ["--inference-url", self.inference_url, "--actor-id", name]
+        return lambda: seedrl("actor", self.config.env, *self._common(), *where)
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+
+
+def read_connection(run_dir: Path) -> dict[str, str | int | None] | None:
+    """What `write_connection` left, or None when `run_dir` has none."""
+    path = run_dir / CONNECTION_FILE
+    return orjson.loads(path.read_bytes()) if path.is_file() else None

@@ -1,0 +1,49 @@
+"""The newest status of every service, as they publish it each second."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+
+from shared.bus.connection import Bus
+
+Status = dict[str, Any]
+
+
+class StatusBoard:
+    """Newest statuses by service and id; what a dead service had counted is kept."""
+
+    def __init__(self) -> None:
+        self._newest: dict[tuple[str, str], Status] = {}
+
+    def note(self, service: str, service_id: str, status: Status) -> None:
+        """Takes a status of service `service_id`."""
+        self._newest[service, service_id] = {**status, "seen": time.monotonic()}
+
+    def newest(self, service: str) -> Status:
+        """The newest status of any instance of `service`; empty before the first."""
+        found = [status for (name, _), status in self._newest.items() if name == service]
+        return max(found, key=lambda status: float(status["seen"]), default={})
+
+    def total(self, service: str, key: str) -> int:
+        """The sum of a counter over all instances of `service` there ever were."""
+        return sum(int(status.get(key, 0)) for (name, _), status in self._newest.items() if name == service)
+
+
+@contextlib.asynccontextmanager
+async def watched_statuses(bus: Bus) -> AsyncIterator[StatusBoard]:
+    """A board that follows the run's status messages."""
+    board = StatusBoard()
+
+    async def note(message: Any) -> None:
+        service, service_id = message.subject.rsplit(".", 2)[1:]
+        board.note(service, service_id, orjson.loads(message.data))
+
+    subscription = await bus.nc.subscribe(bus.subjects.status("*", "*"), cb=note)
+    try:
+        yield board
+    finally:
+        with contextlib.suppress(Exception):
+            await subscription.unsubscribe()

@@ -1,0 +1,165 @@
+"""Configuration: what wins over what, and what is refused in which words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import Field
+
+from shared.config import (
+    AgentSettings,
+    NatsSettings,
+    ServiceSettings,
+    Settings,
+    load,
+    preset_names,
+    preset_path,
+)
+from shared.errors import ConfigurationError
+
+
+class ExampleConfig(Settings, ServiceSettings, NatsSettings, AgentSettings):
+    """An example service."""
+
+    speed: float = Field(1.0, gt=0)
+    """Speed in metres per second."""
+    loud: bool = False
+    """Whether it is loud."""
+
+
+class OtherConfig(Settings):
+    """Another service."""
+
+    depth: int = 1
+    """Depth in metres."""
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("SEEDRL_"):
+            monkeypatch.delenv(name)
+
+
+def loaded(*arguments: str, known: Sequence[type[Settings]] = (OtherConfig,)) -> ExampleConfig:
+    return load(ExampleConfig, arguments, prog="seedrl example", known=known)
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        loaded(*arguments)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def preset_file(directory: Path, **values: object) -> str:
+    path = directory / "preset.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def test_defaults_hold_when_nothing_is_said() -> None:
+    assert loaded().speed == 1.0
+
+
+def test_command_line_wins_over_environment_over_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = preset_file(tmp_path, speed=2.0, unroll=7, lstm_size=8)
+    monkeypatch.setenv("SEEDRL_SPEED", "3.0")
+    monkeypatch.setenv("SEEDRL_UNROLL", "9")
+    config = loaded("--preset", preset, "--speed", "4.0")
+    assert (config.speed, config.unroll, config.lstm_size) == (4.0, 9, 8)
+
+
+def test_a_preset_can_be_named_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDRL_PRESET", preset_file(tmp_path, speed=2.0))
+    assert loaded().speed == 2.0
+
+
+def test_settings_of_other_services_are_taken_for_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEEDRL_DEPTH", "5")
+    assert loaded("--preset", preset_file(tmp_path, depth=3, speed=2.0)).speed == 2.0
+
+
+def test_values_of_every_kind_are_read() -> None:
+    config = loaded("--hidden-sizes", "32,16", "--loud", "--nats-token", "x")
+    assert config.hidden_sizes == (32, 16)
+    assert config.loud
+    assert config.nats_token is not None
+
+
+def test_an_unknown_option_is_named() -> None:
+    assert "--sped 3" in refused("--sped", "3")
+
+
+def test_a_bad_value_is_named_with_option_and_reason() -> None:
+    assert refused("--speed", "fast").startswith("--speed: ")
+    assert "greater than 0" in refused("--speed", "-1")
+
+
+def test_a_bad_value_in_the_environment_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDRL_UNROLL", "many")
+    assert refused().startswith("SEEDRL_UNROLL: ")
+
+
+def test_an_unknown_environment_name_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDRL_UNROL", "3")
+    assert refused() == "SEEDRL_UNROL is no setting; did you mean SEEDRL_UNROLL?"
+
+
+def test_an_unknown_preset_says_which_there_are() -> None:
+    text = refused("--preset", "nope")
+    assert "'nope'" in text
+    assert "cartpole" in text
+
+
+def test_an_unknown_key_in_a_preset_is_named(tmp_path: Path) -> None:
+    assert "'sped' is no setting; did you mean speed?" in refused("--preset", preset_file(tmp_path, sped=1))
+
+
+def test_a_bad_value_in_a_preset_is_named_by_preset_and_key(tmp_path: Path) -> None:
+    path = preset_file(tmp_path, speed=-1)
+    assert refused("--preset", path).startswith(f"preset {path}: speed: ")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- just\n- a list", "\t:", "\x00"])
+def test_malformed_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    assert f"preset {path}: " in refused("--preset", str(path))
+
+
+def test_a_preset_that_is_no_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "directory.yaml").mkdir()
+    assert "directory" in refused("--preset", str(tmp_path / "directory.yaml"))
+
+
+def test_a_run_id_that_cannot_be_a_subject_is_refused() -> None:
+    assert "run id 'a.b'" in refused("--run-id", "a.b")
+
+
+def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDRL_NATS_TOKEN", "hunter2")
+    assert "hunter2" not in refused("--speed", "-1")
+    assert "hunter2" not in repr(load(ExampleConfig, [], prog="x", known=(OtherConfig,)))
+
+
+def test_help_shows_the_fields_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        loaded("--help")
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Speed in metres per second." in shown
+    assert "Units of the LSTM core" in shown
+
+
+def test_every_preset_that_comes_with_the_project_is_there() -> None:
+    assert {"cartpole", "atari_vtrace"} <= set(preset_names())
+    assert all(preset_path(name).is_file() for name in preset_names())
