@@ -1,0 +1,52 @@
+"""What inference, the learner and a user's own network agree on. `shared.networks.contract` checks it.
+
+Shapes: `T` steps, `B` rows (environments), `A` actions, `S` the frame stack.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from torch import Tensor, nn
+
+State: TypeAlias = tuple[Tensor, ...]
+"""Recurrent state: float32 leaves [B, …]; empty without recurrence."""
+
+
+class NetworkInput(NamedTuple):
+    """Time-major inputs of an unroll; inference uses it with T = 1."""
+
+    observation: dict[str, Tensor]  # leaf name -> [T, B, …], [T, B, S, …] when S > 1; oldest frame first
+    previous_action: Tensor  # [T, B] int64, 0 where is_first
+    previous_reward: Tensor  # [T, B] float32, clipped as the run says, 0 where is_first
+    is_first: Tensor  # [T, B] bool: the observation starts an episode
+
+
+class NetworkOutput(NamedTuple):
+    """Both float32, also under autocast."""
+
+    policy_logits: Tensor  # [T, B, A]
+    baseline: Tensor  # [T, B], V(x)
+
+
+class Network(nn.Module):
+    """A policy and value network, built as `Net(environment=EnvironmentSpec, network=NetworkSpec)`.
+
+    A network of one's own need not inherit from this: any `nn.Module` with the two methods will do.
+    Observation leaves keep their own dtype (uint8 images stay uint8), so the network scales them.
+    """
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """The state before an episode's first step, zeros [batch_size, …] on the network's device."""
+
+    @abstractmethod
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        """Unrolls `T` steps from `state` (before the first) and returns the state after the last.
+
+        Where `inputs.is_first`, the state must be zeroed before it is used. Rows are independent, and an
+        unroll of T steps equals T unrolls of one step that pass the state on.
+        """
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., tuple[NetworkOutput, State]]
