@@ -1,0 +1,167 @@
+"""`seedrl train` as a person runs it: whole, interrupted, resumed, watched, joined, and with services killed."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import gymnasium
+import orjson
+import pytest
+
+from shared.policy import load_policy
+from tests.support.commands import command, environment, seedrl
+from tests.support.local_run import assert_exact, training
+
+CARTPOLE = ("CartPole-v1", "--preset", "cartpole", "--seed", "1")
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_a_run_ends_by_itself_and_leaves_everything_in_its_directory(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with training(*CARTPOLE, "--total-steps", "8000", directory=directory, cwd=tmp_path) as run:
+        output, _ = run.finish()
+    summary = run.summary()
+    assert summary["exit_reason"] == "total steps reached"
+    assert summary["steps"] >= 8000
+    assert summary["frames"] == summary["steps"]
+    assert summary["mean_return_100"] > 8
+    assert_exact(summary)
+    assert summary["policy_lag"]["max"] <= 50
+    for name in ("config.yaml", "checkpoints", "tensorboard", "logs"):
+        assert (directory / name).exists()
+    assert str(directory / "checkpoints") in output
+    assert str(directory / "tensorboard") in output
+
+    policy = load_policy(directory)
+    environment = gymnasium.make("CartPole-v1")
+    observation, _ = environment.reset(seed=0)
+    assert policy(observation, is_first=True) in (0, 1)
+
+    result = seedrl("eval", directory, "--episodes", "3", "--as-json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    evaluation = orjson.loads(result.stdout)
+    assert evaluation["episodes"] == len(evaluation["returns"]) == 3
+
+
+def test_an_interrupted_run_saves_exits_with_0_and_can_be_resumed(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with training(*CARTPOLE, directory=directory, cwd=tmp_path) as run:
+        run.until_steps(3000)
+        run.end(signal.SIGINT)
+        assert run.process.returncode == 0
+    first = run.summary()
+    assert first["exit_reason"] == "interrupted"
+    assert_exact(first)
+
+    total = str(first["steps"] + 4000)
+    words = ("CartPole-v1", "--resume", "--total-steps", total)
+    with training(*words, directory=directory, cwd=tmp_path) as run:
+        run.finish()
+    second = run.summary()
+    assert second["steps"] >= int(total)
+    assert second["updates"] > first["updates"]
+    assert second["chunks"]["published"] > first["chunks"]["published"]
+    assert second["chunks"]["rolled_back"] == 0
+    assert_exact(second)
+
+
+def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with training(*CARTPOLE, directory=directory, cwd=tmp_path) as run:
+        run.until_steps(1000)
+        status = seedrl("status", directory, cwd=tmp_path)
+        assert status.returncode == 0, status.stderr
+        assert "inference" in status.stdout
+        assert "learner" in status.stdout
+
+        assert seedrl("control", "pause", directory, cwd=tmp_path).returncode == 0
+        # What was on its way when the actions stopped is consumed while a checkpoint is written.
+        assert "checkpoint" in seedrl("control", "checkpoint", directory, cwd=tmp_path).stdout
+        settled = run.accounts()["steps"]
+        assert seedrl("control", "status", directory, cwd=tmp_path).returncode == 0
+        assert run.accounts()["steps"] - settled <= 2000
+        assert seedrl("control", "resume", directory, cwd=tmp_path).returncode == 0
+        run.until_steps(settled + 4000)
+
+        assert seedrl("control", "stop", directory, cwd=tmp_path).returncode == 0
+        run.finish()
+    assert run.summary()["exit_reason"] == "stopped"
+    assert_exact(run.summary())
+
+
+def test_a_second_actor_joins_and_leaves_without_an_error_anywhere(tmp_path: Path) -> None:
+    with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_steps(1000)
+        reach = run.connection()
+        words = ("actor", "CartPole-v1", "--inference-url", reach["inference_url"], "--run-id", reach["run_id"])
+        guest = subprocess.Popen(
+            command(*words, "--actor-id", "guest", "--groups", "1", "--group-size", "5"),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+        def rows_of_guest() -> list[int]:
+            result = seedrl("status", run.directory, "--as-json", cwd=tmp_path)
+            answers = orjson.loads(result.stdout)
+            inference = next(answer["status"] for answer in answers if answer["service"] == "inference")
+            return [stream["rows"] for stream in inference["streams"] if stream["actor_id"] == "guest"]
+
+        run.until(lambda: rows_of_guest() == [5])
+        guest.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        output, _ = guest.communicate(timeout=30)
+        assert guest.returncode == 0, output
+        assert time.monotonic() - started < 2.0
+        run.until(lambda: rows_of_guest() == [])
+        run.until_steps(run.accounts()["steps"] + 2000)
+        run.end()
+        assert '"level":"error"' not in run.logs()
+    assert_exact(run.summary())
+
+
+def test_an_actor_whose_spaces_do_not_fit_the_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_steps(500)
+        reach = run.connection()
+        words = ("actor", "Acrobot-v1", "--inference-url", reach["inference_url"], "--run-id", reach["run_id"])
+        result = seedrl(*words, cwd=tmp_path)
+        assert result.returncode == 4, result
+        assert "Traceback" not in result.stderr
+        assert "3 actions" in result.stderr
+        run.end()
+
+
+def test_every_service_can_be_killed_and_the_accounts_stay_exact(tmp_path: Path) -> None:
+    words = (*CARTPOLE, "--checkpoint-seconds", "2")
+    with training(*words, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_steps(4000)
+        for service in ("actor", "inference", "learner"):
+            killed = run.pid(service)
+            os.kill(killed, signal.SIGKILL)
+            run.until_steps(run.accounts()["steps"] + 8000, seconds=90)
+            assert run.pid(service) != killed
+        run.end()
+        assert run.process.returncode == 0
+    summary = run.summary()
+    assert_exact(summary)
+    assert summary["chunks"]["trained"] > 0
+
+
+def test_two_runs_side_by_side_on_one_server_do_not_meet(tmp_path: Path) -> None:
+    with training(*CARTPOLE, directory=tmp_path / "a", cwd=tmp_path) as host:
+        host.until(lambda: bool(host.connection()))
+        url = host.connection()["nats_url"]
+        token = host.connection()["nats_token"]
+        words = ("Acrobot-v1", "--total-steps", "4000", "--nats-url", url, "--nats-token", token)
+        with training(*words, directory=tmp_path / "b", cwd=tmp_path) as guest:
+            guest.finish()
+        host.until_steps(2000)
+        host.end()
+    for run in (host, guest):
+        assert_exact(run.summary())
+    assert host.summary()["chunks"]["refused"] == guest.summary()["chunks"]["refused"] == 0
