@@ -1,0 +1,152 @@
+"""Control and status of a run's services; knows nothing of what a verb does.
+
+A request goes to every service of the run. Who has a handler says at once that it heard (so that the asker
+knows for whom to wait), and answers with words when it is done; who has none is silent.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import nats.errors
+import orjson
+from nats.aio.msg import Msg
+
+from shared.bus.connection import Bus
+from shared.bus.trouble import trouble
+from shared.errors import SeedrlError
+
+STATUS_SECONDS = 1.0
+QUIET_SECONDS = 0.3
+_MAX_WAITING_REQUESTS = 64
+
+Handler = Callable[[], Awaitable[str]]
+Status = Callable[[], dict[str, Any]]
+Reply = dict[str, Any]
+
+
+async def serve_control(
+    bus: Bus, service: str, service_id: str, handlers: Mapping[str, Handler], status: Status
+) -> None:
+    """Answers control requests and publishes the status each second, until it is cancelled.
+
+    A handler returns what it did, in words. Its SeedrlError is told to who asked; any other exception ends
+    this coroutine. The verb `status` is answered with `status()`. Of more than 64 requests that wait, the
+    newest are dropped.
+    """
+    requests: asyncio.Queue[Msg] = asyncio.Queue(_MAX_WAITING_REQUESTS)
+
+    async def take(message: Msg) -> None:
+        with suppress(asyncio.QueueFull):
+            requests.put_nowait(message)
+
+    await bus.connected()
+    subscription = await bus.nc.subscribe(bus.subjects.control("*"), cb=take)
+    me = {"service": service, "id": service_id}
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_publish_statuses(bus, service, service_id, status))
+            while True:
+                message = await requests.get()
+                verb = message.subject.rpartition(".")[2]
+                if verb == "status":
+                    await _reply(bus, message, {**me, "status": status()})
+                elif handler := handlers.get(verb):
+                    await _reply(bus, message, me)
+                    group.create_task(_answer(bus, message, me, handler))
+    finally:
+        with suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+
+
+async def request_control(
+    bus: Bus, verb: str, *, timeout: float, quiet: float = QUIET_SECONDS
+) -> list[Reply]:
+    """Asks all services of the run; their replies: `service`, `id` and `done` (words), or `status` (a dict).
+
+    Returns when all that heard have answered and nobody new has for `quiet` seconds, else after `timeout`
+    seconds; who heard and did not answer by then is in the list with words that say so. Empty, at once, when
+    there is no service. Raises ConnectionFailed.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    arrived: asyncio.Queue[Msg] = asyncio.Queue()  # bounded by the number of services
+
+    async def take(message: Msg) -> None:
+        arrived.put_nowait(message)
+
+    replies: dict[tuple[str, str], Reply] = {}
+    inbox = bus.nc.new_inbox()
+    with trouble(f"control {verb}"):
+        subscription = await bus.nc.subscribe(inbox, cb=take)
+        await bus.nc.publish(bus.subjects.control(verb), reply=inbox)
+    try:
+        while (remaining := deadline - loop.time()) > 0:
+            all_answered = bool(replies) and all(_is_answer(reply) for reply in replies.values())
+            async with asyncio.timeout(min(quiet, remaining) if all_answered else remaining):
+                message = await arrived.get()
+            if not message.data:
+                break  # the server: nobody listens
+            reply = orjson.loads(message.data)
+            replies[reply["service"], reply["id"]] = reply
+    except TimeoutError:
+        pass
+    finally:
+        with suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+    late = {"done": f"heard, but has not finished within {timeout:g} s"}
+    return [reply if _is_answer(reply) else {**reply, **late} for reply in replies.values()]
+
+
+async def publish_status(bus: Bus, service: str, service_id: str, status: dict[str, Any]) -> None:
+    """Publishes one status, its service and id added. Best effort: nothing happens without a connection."""
+    subject = bus.subjects.status(service, re.sub(r"[^A-Za-z0-9_-]", "-", service_id))
+    with suppress(nats.errors.Error):
+        await bus.nc.publish(subject, _dumps({**status, "service": service, "id": service_id}))
+
+
+async def collect_statuses(bus: Bus, seconds: float) -> list[dict[str, Any]]:
+    """The newest status of every service that published one within `seconds`. Raises ConnectionFailed."""
+    newest: dict[str, dict[str, Any]] = {}
+
+    async def take(message: Msg) -> None:
+        newest[message.subject] = orjson.loads(message.data)
+
+    with trouble("status"):
+        subscription = await bus.nc.subscribe(bus.subjects.status("*", "*"), cb=take)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        with suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+    return list(newest.values())
+
+
+async def _publish_statuses(bus: Bus, service: str, service_id: str, status: Status) -> None:
+    while True:
+        await publish_status(bus, service, service_id, status())
+        await asyncio.sleep(STATUS_SECONDS)
+
+
+async def _answer(bus: Bus, message: Msg, me: Reply, handler: Handler) -> None:
+    try:
+        done = await handler()
+    except SeedrlError as error:
+        done = f"failed: {error}"
+    await _reply(bus, message, {**me, "done": done})
+
+
+async def _reply(bus: Bus, message: Msg, reply: Reply) -> None:
+    if message.reply:
+        with suppress(nats.errors.Error):
+            await bus.nc.publish(message.reply, _dumps(reply))
+
+
+def _is_answer(reply: Reply) -> bool:
+    return "done" in reply or "status" in reply
+
+
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,173 @@
+"""What a run agreed on: its spec, and who holds a lease that only one process may hold."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import orjson
+import structlog
+from nats.errors import Error
+from nats.js import api
+from nats.js.errors import BadRequestError, KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
+
+from shared.bus.beside import beside
+from shared.bus.connection import RETRY_SECONDS, Bus
+from shared.bus.streams import run_bucket
+from shared.bus.trouble import STREAM_NAME_IN_USE, refusal, trouble
+from shared.errors import ConnectionFailed, Refused
+from shared.specs import RunSpec
+
+LEASE_SECONDS = 5.0
+_SPEC_KEY = "spec"
+_RELEASE_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+async def create_spec(bus: Bus, spec: RunSpec) -> RunSpec:
+    """Makes `spec` the run's unless it has one; returns the run's.
+
+    A patient bus tries until it works; otherwise ConnectionFailed. Raises ConfigurationError when the run's
+    spec is of another format version.
+    """
+
+    async def create() -> RunSpec:
+        bucket = await run_bucket(bus)
+        with trouble("run spec"):
+            try:
+                await bucket.create(_SPEC_KEY, spec.to_json())
+            except KeyWrongLastSequenceError:
+                entry = await bucket.get(_SPEC_KEY)
+                return RunSpec.from_json(entry.value or b"")
+        return spec
+
+    return await bus.persistently(create)
+
+
+async def wait_for_spec(bus: Bus) -> RunSpec:
+    """The run's spec, as soon as somebody creates it.
+
+    A patient bus waits through any outage; otherwise ConnectionFailed. Raises ConfigurationError as
+    `create_spec`.
+    """
+
+    async def read() -> RunSpec | None:
+        bucket = await run_bucket(bus)
+        with trouble("run spec"):
+            try:
+                entry = await bucket.get(_SPEC_KEY)
+            except KeyNotFoundError:
+                return None
+        return RunSpec.from_json(entry.value or b"")
+
+    while True:
+        spec = await bus.persistently(read)
+        if spec is not None:
+            return spec
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+@asynccontextmanager
+async def held_lease(bus: Bus, name: str, owner: str, *, ttl: float = LEASE_SECONDS) -> AsyncIterator[None]:
+    """Holds the run's lease `name` during the block; `owner` says in words who holds it.
+
+    A lease somebody else holds is waited for, 2·`ttl` seconds: that long it takes at most to see that its
+    holder died. Then Refused, naming the owner. A holder without a connection goes on; if somebody else took
+    the lease meanwhile, its block ends with Refused. Released on leaving: the next start is immediate.
+    """
+    lease = _Lease(bus, name, owner, ttl)
+    await lease.acquire()
+    try:
+        async with beside(lease.keep()):
+            yield
+    finally:
+        await lease.release()
+
+
+class _Lease:
+    """One process's claim: an entry in a bucket whose entries expire, renewed at its last revision only."""
+
+    def __init__(self, bus: Bus, name: str, owner: str, ttl: float) -> None:
+        self._bus = bus
+        self._name = name
+        self._what = f"the lease {name!r} of run {bus.run_id}"
+        self._ttl = ttl
+        self._holder = secrets.token_hex(8)
+        self._value = orjson.dumps({"owner": owner, "holder": self._holder})
+        self._revision = 0
+
+    async def acquire(self) -> None:
+        """Takes the lease, waiting for it up to 2·ttl; raises Refused when it stays taken."""
+        loop = asyncio.get_running_loop()
+        deadline: float | None = None
+        while (owner := await self._bus.persistently(self._take)) is not None:
+            if deadline is None:
+                deadline = loop.time() + 2 * self._ttl
+                log.info("lease_taken", lease=self._name, owner=owner)
+            if loop.time() >= deadline:
+                raise Refused(f"{self._what} is held by {owner}")
+            await asyncio.sleep(min(RETRY_SECONDS, self._ttl / 10))
+
+    async def keep(self) -> None:
+        """Renews for ever; raises Refused when somebody else holds the lease."""
+        while True:
+            await asyncio.sleep(self._ttl / 3)
+            while not await self._renewed():
+                await self._bus.connected()  # then at once, before the entry expires
+                await asyncio.sleep(min(RETRY_SECONDS, self._ttl / 10))
+
+    async def release(self) -> None:
+        """Gives the lease up if it is still held; best effort, since it expires by itself."""
+        with suppress(Error, ConnectionFailed, TimeoutError):
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                bucket = await self._bucket()
+                await bucket.delete(self._name, last=self._revision)
+
+    async def _renewed(self) -> bool:
+        """Whether the server took the renewal; raises Refused when somebody else holds the lease."""
+        try:
+            bucket = await self._bucket()
+            with trouble(self._what), suppress(KeyWrongLastSequenceError):
+                self._revision = await bucket.update(self._name, self._value, last=self._revision)
+                return True
+            owner = await self._take()
+        except ConnectionFailed:
+            return False
+        if owner is not None:
+            raise Refused(f"{self._what} was lost to {owner}")
+        log.warning("lease_renewed_late", lease=self._name)
+        return True
+
+    async def _take(self) -> str | None:
+        """Takes the lease if it is free or this process's own; otherwise returns its owner's words."""
+        bucket = await self._bucket()
+        while True:
+            with trouble(self._what):
+                # Either error means that the entry changed between two steps: look again.
+                with suppress(KeyWrongLastSequenceError, KeyNotFoundError):
+                    self._revision = await bucket.create(self._name, self._value)
+                    return None
+                with suppress(KeyNotFoundError):
+                    entry = await bucket.get(self._name)
+                    holds = orjson.loads(entry.value or b"{}")
+                    if holds.get("holder") != self._holder:
+                        return str(holds.get("owner"))
+                    self._revision = entry.revision or 0
+                    return None
+
+    async def _bucket(self) -> KeyValue:
+        name = self._bus.subjects.leases_bucket
+        config = api.KeyValueConfig(bucket=name, ttl=self._ttl, storage=api.StorageType.FILE, direct=False)
+        what = f"bucket {name}"
+        with trouble(what), refusal(what):
+            try:
+                return await self._bus.js.create_key_value(config)
+            except BadRequestError as error:
+                if error.err_code != STREAM_NAME_IN_USE:
+                    raise
+            info = await self._bus.js.stream_info(f"KV_{name}")  # made with another ttl
+            window = min(self._ttl, info.config.duplicate_window)
+            await self._bus.js.update_stream(info.config.evolve(max_age=self._ttl, duplicate_window=window))
+            return await self._bus.js.key_value(name)

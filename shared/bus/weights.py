@@ -1,0 +1,227 @@
+"""Weights on NATS: bytes in parts, and a manifest that names them, published last.
+
+The version of a set is the sequence of its manifest, so it grows with every publication, also when a
+learner starts again from an older checkpoint. Knows nothing of networks.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import nats.errors
+import orjson
+import structlog
+from nats.aio.msg import Msg
+from nats.js.api import RawStreamMsg
+from nats.js.errors import NotFoundError
+
+from shared.bus.connection import API_TIMEOUT_SECONDS, RETRY_SECONDS, Bus
+from shared.bus.streams import ensure_run
+from shared.bus.trouble import trouble
+from shared.errors import ConnectionFailed, Refused
+
+WEIGHTS_FORMAT_VERSION = 1
+MAX_PART_BYTES = 4 * 2**20
+POLL_SECONDS = 1.0
+_IN_FLIGHT = 4  # parts on their way at once
+_TRIES = 20
+_AFTER_WAKING_SECONDS = (0.0, 0.002, 0.01, 0.05)
+_HASHED_IN_A_THREAD_BYTES = 2**20
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One published set; `update` is the learner's update count, `data` what it published."""
+
+    version: int
+    update: int
+    network_hash: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    version: int
+    update: int
+    network_hash: str
+    parts: tuple[int, ...]  # sequences
+    sha256: str
+
+
+async def publish_weights(bus: Bus, data: bytes, *, update: int, network_hash: str) -> int:
+    """Publishes one set; returns its version. Raises ConnectionFailed, after which no one sees the set."""
+    digest = await _sha256(data)
+    size = min(MAX_PART_BYTES, bus.max_payload)
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    try:
+        parts = await _published_parts(bus, pieces)
+    except _NoStream:
+        await ensure_run(bus)
+        parts = await _published_parts(bus, pieces)
+    manifest = {
+        "format_version": WEIGHTS_FORMAT_VERSION,
+        "update": update,
+        "network_hash": network_hash,
+        "parts": parts,
+        "bytes": len(data),
+        "sha256": digest,
+    }
+    return await _publish(bus, bus.subjects.weights_manifest, orjson.dumps(manifest))
+
+
+class WeightsReader:
+    """Reads the newest set."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._damaged = 0
+
+    async def newer_than(self, version: int) -> Weights | None:
+        """The newest set, or None while that is `version` or there is none. Raises ConnectionFailed.
+
+        Any other version counts as newer: a lower one means that the server lost its store and the
+        versions began anew. Raises Refused for a format that this program does not know.
+        """
+        for _ in range(_TRIES):
+            manifest = await self._manifest()
+            if manifest is None or manifest.version in (version, self._damaged):
+                return None
+            data = await self._data(manifest)
+            if data is None:
+                continue  # replaced while it was read; the next manifest comes or is there already
+            if await _sha256(data) == manifest.sha256:
+                return Weights(manifest.version, manifest.update, manifest.network_hash, data)
+            self._damaged = manifest.version
+            log.error("weights_damaged", version=manifest.version)
+        return None
+
+    async def _manifest(self) -> _Manifest | None:
+        bus = self._bus
+        with trouble("weights"):
+            try:
+                message = await bus.js.get_last_msg(
+                    bus.subjects.weights_stream, bus.subjects.weights_manifest, direct=True
+                )
+            except NotFoundError:
+                return None
+        return _parsed(message)
+
+    async def _data(self, manifest: _Manifest) -> bytes | None:
+        """The parts joined; None when one of them is gone."""
+        pieces: list[bytes] = []
+        for sequences in _in_flight(manifest.parts):
+            got = await asyncio.gather(*(self._part(sequence) for sequence in sequences))
+            pieces += [piece for piece in got if piece is not None]
+            if None in got:
+                return None
+        return b"".join(pieces)
+
+    async def _part(self, sequence: int) -> bytes | None:
+        with trouble("weights"):
+            try:
+                message = await self._bus.js.get_msg(
+                    self._bus.subjects.weights_stream, seq=sequence, direct=True
+                )
+            except NotFoundError:
+                return None
+        return message.data or b""
+
+
+async def watch_weights(bus: Bus) -> AsyncIterator[Weights]:
+    """Yields the newest set whenever there is a newer one, sets that were replaced meanwhile left out.
+
+    Wakes with the publication, looks each second in any case, and outlives restarts of the server.
+    """
+    reader = WeightsReader(bus)
+    published = asyncio.Event()
+
+    async def wake(_: Msg) -> None:
+        published.set()
+
+    await bus.connected()
+    subscription = await bus.nc.subscribe(bus.subjects.weights_manifest, cb=wake)
+    try:
+        version = 0
+        while True:
+            was_woken = published.is_set()
+            published.clear()
+            weights = await _newest(bus, reader, version, surely=was_woken)
+            if weights is not None:
+                version = weights.version
+                yield weights
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await published.wait()
+    finally:
+        with suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+
+
+async def _newest(bus: Bus, reader: WeightsReader, version: int, *, surely: bool) -> Weights | None:
+    """Reads; `surely`: a manifest was sent, so look again if the stream does not have it yet."""
+    for seconds in _AFTER_WAKING_SECONDS if surely else (0.0,):
+        await asyncio.sleep(seconds)
+        try:
+            weights = await reader.newer_than(version)
+        except ConnectionFailed:
+            await bus.connected()
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            if weights is not None:
+                return weights
+    return None
+
+
+class _NoStream(ConnectionFailed):
+    """Nobody keeps what is published: the stream does not exist."""
+
+
+async def _published_parts(bus: Bus, pieces: list[bytes]) -> list[int]:
+    numbers: list[int] = []
+    for some in _in_flight(tuple(range(len(pieces)))):
+        publishing = (_publish(bus, bus.subjects.weights_part(part), pieces[part]) for part in some)
+        numbers += await asyncio.gather(*publishing)
+    return numbers
+
+
+async def _publish(bus: Bus, subject: str, data: bytes) -> int:
+    with trouble("weights"):
+        try:
+            answer = await bus.nc.request(subject, data, timeout=API_TIMEOUT_SECONDS)
+        except nats.errors.NoRespondersError as error:
+            raise _NoStream(f"weights: there is no stream {bus.subjects.weights_stream}") from error
+    acknowledgement = orjson.loads(answer.data)
+    if refused := acknowledgement.get("error"):
+        raise ConnectionFailed(f"weights: {refused.get('description', refused)}")
+    return int(acknowledgement["seq"])
+
+
+def _parsed(message: RawStreamMsg) -> _Manifest:
+    raw = orjson.loads(message.data or b"{}")
+    if raw.get("format_version") != WEIGHTS_FORMAT_VERSION:
+        raise Refused(
+            f"weights have format version {raw.get('format_version')}, this program {WEIGHTS_FORMAT_VERSION}"
+        )
+    return _Manifest(
+        version=int(message.seq or 0),
+        update=int(raw["update"]),
+        network_hash=str(raw["network_hash"]),
+        parts=tuple(raw["parts"]),
+        sha256=str(raw["sha256"]),
+    )
+
+
+def _in_flight(numbers: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    for start in range(0, len(numbers), _IN_FLIGHT):
+        yield numbers[start : start + _IN_FLIGHT]
+
+
+async def _sha256(data: bytes) -> str:
+    if len(data) < _HASHED_IN_A_THREAD_BYTES:
+        return hashlib.sha256(data).hexdigest()
+    return await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())

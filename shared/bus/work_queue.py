@@ -1,0 +1,236 @@
+"""The work queue of trajectory messages: bounded, nothing lost, nothing taken twice.
+
+The queue refuses what does not fit (backpressure). Its `last_seq` counts exactly the messages it kept, and
+a message leaves it only by its acknowledgement. `max_msgs` is its only limit: together with `max_bytes` the
+server acknowledges messages that it did not keep (nats-server issue 4771).
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import nats.errors
+import orjson
+from nats.aio.msg import Msg
+from nats.js import api
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+
+from shared.bus.connection import API_TIMEOUT_SECONDS, Bus
+from shared.bus.pulling import Puller
+from shared.bus.streams import ensure_stream, run_bucket, stream_details, stream_info
+from shared.bus.trouble import QUEUE_IS_FULL, refusal, trouble
+from shared.errors import ChunkError, ConnectionFailed, QueueFull
+
+ACK_WAIT_SECONDS = 10.0
+DUPLICATE_WINDOW_SECONDS = 120.0
+_MAX_MESSAGE_ID = 512
+_SIZE_KEY = "queue_max_messages"
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """`last_sequence`: messages ever kept; `messages`: those not acknowledged yet."""
+
+    last_sequence: int
+    messages: int
+
+
+async def ensure_queue(bus: Bus, max_messages: int) -> None:
+    """Creates the queue, or enlarges it to `max_messages`; never makes it smaller.
+
+    Any number of callers at once. A patient bus tries until it works; otherwise ConnectionFailed.
+    """
+
+    async def ensure() -> None:
+        # The bucket holds the largest size anybody asked for; who wrote an older one to the stream sees
+        # that afterwards and writes again.
+        size = await _largest_size(bus, max_messages)
+        while True:
+            await _ensure_size(bus, size)
+            largest = await _largest_size(bus, size)
+            if largest == size:
+                return
+            size = largest
+
+    await bus.persistently(ensure)
+
+
+async def publish_chunk(bus: Bus, data: bytes, message_id: str) -> int:
+    """Puts one message into the queue; returns its sequence once the server has it.
+
+    Raises QueueFull when the queue takes no more for now, ConnectionFailed when it cannot be told whether
+    the message arrived, ChunkError when it can never be sent. Call again with the same `message_id` after the
+    first two: a message that did arrive is not kept twice, and one that was refused is not taken for a
+    duplicate.
+    """
+    if len(data) > bus.max_payload or len(message_id) > _MAX_MESSAGE_ID:
+        raise ChunkError(
+            f"message {message_id[:100]} of {len(data):,} bytes; NATS takes {bus.max_payload:,} at most"
+        )
+    what = "the work queue"
+    with trouble(what):
+        answer = await bus.nc.request(
+            bus.subjects.trajectories,
+            data,
+            timeout=API_TIMEOUT_SECONDS,
+            headers={api.Header.MSG_ID.value: message_id},
+        )
+    acknowledgement = orjson.loads(answer.data)
+    if error := acknowledgement.get("error"):
+        if error.get("err_code") == QUEUE_IS_FULL:
+            raise QueueFull(f"{what} is full")
+        raise ConnectionFailed(f"{what}: {error.get('description', error)}")
+    return int(acknowledgement["seq"])
+
+
+async def queue_state(bus: Bus) -> QueueState:
+    """What the queue holds now; zeros before it exists. Raises ConnectionFailed."""
+    info = await stream_info(bus, bus.subjects.trajectories_stream)
+    if info is None:
+        return QueueState(0, 0)
+    return QueueState(last_sequence=info.state.last_seq, messages=info.state.messages)
+
+
+async def is_queued(bus: Bus, sequence: int) -> bool:
+    """Whether the queue holds the message: kept, not acknowledged. Raises ConnectionFailed."""
+    state = await stream_details(bus, bus.subjects.trajectories_stream)
+    if state is None or not state["messages"]:
+        return False
+    return state["first_seq"] <= sequence <= state["last_seq"] and sequence not in state.get("deleted", ())
+
+
+class QueueMessage:
+    """One message in hand; it stays in the queue until `ack`.
+
+    While it is in hand, the consumer it came from does not return it a second time, even when the server,
+    having heard nothing for `ack_wait`, sends it again.
+    """
+
+    def __init__(self, message: Msg, bus: Bus, puller: Puller) -> None:
+        metadata = message.metadata
+        self.data: bytes = message.data
+        self.sequence: int = metadata.sequence.stream
+        self.redelivered: bool = metadata.num_delivered > 1
+        self._reply = message.reply
+        self._bus = bus
+        self._puller = puller
+        self._given_back = False
+        self._last_word: bytes | None = None
+
+    async def ack(self) -> None:
+        """Takes the message out of the queue; returns once the server has done so.
+
+        A patient bus tries until it works; otherwise ConnectionFailed. A second time does no harm.
+        """
+        await self._confirmed(Msg.Ack.Ack)
+
+    async def term(self) -> None:
+        """As `ack`, for a message that nobody can use."""
+        await self._confirmed(Msg.Ack.Term)
+
+    async def nak(self) -> None:
+        """Gives the message back: it is delivered again at once, not after `ack_wait`. Best effort."""
+        self._given_back = True
+        await self._said(Msg.Ack.Nak)
+
+    async def in_progress(self) -> None:
+        """Starts `ack_wait` anew. Best effort: without a connection, nothing happens."""
+        await self._said(Msg.Ack.Progress)
+
+    async def came_again(self, newer: Msg) -> bool:
+        """Takes over a newer delivery of the same message; False if whoever had this gave it back."""
+        if self._given_back:
+            return False
+        self._reply = newer.reply
+        if self._last_word is not None:  # a server that was killed may forget what it confirmed
+            await self._said(self._last_word)
+        return True
+
+    async def _said(self, word: bytes) -> None:
+        with suppress(nats.errors.Error):
+            await self._bus.nc.publish(self._reply, word)
+
+    async def _confirmed(self, word: bytes) -> None:
+        async def confirm() -> None:
+            await self._puller.ensure()
+            try:
+                with trouble(f"acknowledgement of message {self.sequence}"):
+                    await self._bus.nc.request(self._reply, word, timeout=API_TIMEOUT_SECONDS)
+            except ConnectionFailed:
+                self._puller.doubt()
+                raise
+
+        await self._bus.persistently(confirm)
+        self._last_word = word
+
+
+class QueueConsumer:
+    """The one consumer of the queue. Survives restarts of the server, and a queue that is not there yet."""
+
+    def __init__(self, bus: Bus, *, ack_wait: float = ACK_WAIT_SECONDS) -> None:
+        self._bus = bus
+        self._puller = Puller(
+            bus,
+            bus.subjects.trajectories_stream,
+            api.ConsumerConfig(
+                durable_name=bus.subjects.trajectories_consumer,
+                name=bus.subjects.trajectories_consumer,
+                ack_policy=api.AckPolicy.EXPLICIT,
+                ack_wait=ack_wait,
+                max_ack_pending=-1,  # the stream's own limit bounds it
+                max_deliver=-1,
+            ),
+        )
+        self._in_hand: WeakValueDictionary[int, QueueMessage] = WeakValueDictionary()
+
+    async def fetch(self, max_messages: int, timeout: float) -> list[QueueMessage]:
+        """What waits, at most `max_messages`; where nothing does, the next to come within `timeout` seconds.
+
+        Empty when nothing came in time, for whatever reason; never raises for trouble with the connection.
+        """
+        fetched = []
+        for message in await self._puller.fetch(max_messages, timeout):
+            held = self._in_hand.get(message.metadata.sequence.stream)
+            if held is not None and await held.came_again(message):
+                continue
+            new = QueueMessage(message, self._bus, self._puller)
+            self._in_hand[new.sequence] = new
+            fetched.append(new)
+        return fetched
+
+
+async def _ensure_size(bus: Bus, max_messages: int) -> None:
+    name = bus.subjects.trajectories_stream
+    config = api.StreamConfig(
+        name=name,
+        subjects=[bus.subjects.trajectories],
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        discard=api.DiscardPolicy.NEW,
+        max_msgs=max_messages,
+        storage=api.StorageType.FILE,
+        duplicate_window=DUPLICATE_WINDOW_SECONDS,
+    )
+    if await ensure_stream(bus, config):
+        return
+    info = await stream_info(bus, name)
+    if info is None:
+        raise ConnectionFailed(f"stream {name} was removed")
+    if (info.config.max_msgs or 0) < max_messages:
+        with trouble(f"stream {name}"), refusal(f"stream {name}"):
+            await bus.js.update_stream(info.config.evolve(max_msgs=max_messages))
+
+
+async def _largest_size(bus: Bus, size: int) -> int:
+    """The largest queue size anybody asked for, `size` included."""
+    bucket = await run_bucket(bus)
+    while True:
+        with trouble(f"bucket {bus.subjects.bucket}"), suppress(KeyNotFoundError, KeyWrongLastSequenceError):
+            await bucket.create(_SIZE_KEY, b"%d" % size)
+            return size
+        with trouble(f"bucket {bus.subjects.bucket}"), suppress(KeyNotFoundError, KeyWrongLastSequenceError):
+            entry = await bucket.get(_SIZE_KEY)
+            known = int(entry.value or b"0")
+            if known >= size:
+                return known
+            await bucket.update(_SIZE_KEY, b"%d" % size, last=entry.revision)
+            return size

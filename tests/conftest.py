@@ -1,0 +1,36 @@
+"""Fixtures of all tests."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.nats_server import NatsServer, embedded_nats
+from tests.support.nats import NatsRun, OwnNats
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """One real nats-server for all tests, with a token and JetStream."""
+    # A loop of its own, so that the server outlives the tests' loops.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        server = embedded_nats(tmp_path_factory.mktemp("nats"))
+        yield runner.run(server.__aenter__())
+        runner.run(server.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def nats(nats_server: NatsServer) -> NatsRun:
+    """A run that nobody else uses, on the common server: `url`, `token`, `run_id`, `settings`, `bus()`."""
+    return NatsRun(nats_server.url, nats_server.token, f"test-{secrets.token_hex(4)}")
+
+
+@pytest.fixture
+async def own_nats(tmp_path: Path) -> AsyncIterator[OwnNats]:
+    """A running server that the test may stop, kill, freeze and start again."""
+    own = OwnNats(tmp_path / "nats")
+    await own.start()
+    yield own
+    await own.stop()
