@@ -112,9 +112,11 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     run = _imported(command.run)
     if name not in SERVICES:
         return int(run(config))
+    from shared.config import ServiceSettings
     from shared.runtime import run_service
     from shared.telemetry import configure_logging
 
+    assert isinstance(config, ServiceSettings)
     configure_logging(config.log_level, config.log_format, name)
     return run_service(lambda stop: run(config, stop=stop), grace_seconds=config.grace_seconds)
 

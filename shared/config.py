@@ -9,10 +9,10 @@ import os
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -69,7 +69,7 @@ class Settings(BaseSettings):
 class Group(BaseModel):
     """Base of the groups of settings; a field's docstring is its help text."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(use_attribute_docstrings=True)
 
 
 class LogSettings(Group):

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import uvloop
 import yaml
-from pydantic import SecretStr
+from shared.checkpoints import Checkpoint, latest_checkpoint, weights_to_bytes
 
 from services.commands.config import EvalConfig
 from services.local.config import CONFIG_FILE
@@ -23,7 +23,6 @@ from shared.bus.connection import Bus, connected_bus
 from shared.bus.episodes import EpisodeConsumer
 from shared.bus.key_values import create_spec
 from shared.bus.weights import publish_weights
-from shared.checkpoints import Checkpoint, latest_checkpoint, weights_to_bytes
 from shared.config import NatsSettings
 from shared.errors import RunError
 
@@ -86,11 +85,10 @@ def _checkpoint(run_dir: Path) -> Checkpoint:
 
 
 async def _played(config: EvalConfig, checkpoint: Checkpoint) -> list[Episode]:
-    token = secrets.token_hex(16)
     run_id = f"eval-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(prefix="seedrl-eval-") as scratch:
-        async with embedded_nats(Path(scratch) / "nats", token=token) as server:
-            nats = NatsSettings(nats_url=server.url, nats_token=SecretStr(token))
+        async with embedded_nats(Path(scratch) / "nats") as server:
+            nats = server.settings
             async with connected_bus(nats, run_id=run_id, name="eval", patient=False) as bus:
                 await create_spec(bus, checkpoint.spec)
                 await publish_weights(

@@ -1,4 +1,4 @@
-"""`seedrl train` as a person runs it: whole, interrupted, resumed, watched, joined, and with services killed."""
+"""`seedrl train` as a person runs it: whole, interrupted, resumed, watched, joined, killed in parts."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from pathlib import Path
 import gymnasium
 import orjson
 import pytest
-
 from shared.policy import load_policy
+
 from tests.support.commands import command, environment, seedrl
 from tests.support.local_run import assert_exact, training
 
@@ -95,9 +95,11 @@ def test_a_second_actor_joins_and_leaves_without_an_error_anywhere(tmp_path: Pat
     with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
         run.until_steps(1000)
         reach = run.connection()
-        words = ("actor", "CartPole-v1", "--inference-url", reach["inference_url"], "--run-id", reach["run_id"])
+        where = ("--inference-url", reach["inference_url"], "--run-id", reach["run_id"])
         guest = subprocess.Popen(
-            command(*words, "--actor-id", "guest", "--groups", "1", "--group-size", "5"),
+            command(
+                "actor", "CartPole-v1", *where, "--actor-id", "guest", "--groups", "1", "--group-size", "5"
+            ),
             cwd=tmp_path,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -128,8 +130,8 @@ def test_an_actor_whose_spaces_do_not_fit_the_run_is_refused_in_one_line(tmp_pat
     with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
         run.until_steps(500)
         reach = run.connection()
-        words = ("actor", "Acrobot-v1", "--inference-url", reach["inference_url"], "--run-id", reach["run_id"])
-        result = seedrl(*words, cwd=tmp_path)
+        where = ("--inference-url", reach["inference_url"], "--run-id", reach["run_id"])
+        result = seedrl("actor", "Acrobot-v1", *where, cwd=tmp_path)
         assert result.returncode == 4, result
         assert "Traceback" not in result.stderr
         assert "3 actions" in result.stderr

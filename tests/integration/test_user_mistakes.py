@@ -29,7 +29,7 @@ from tests.support.commands import one_clear_line, seedrl
         (["status", "nothing-here"], "nothing-here"),
         (["control", "explode", "nothing-here"], "explode"),
         (["status", "--nats-url", "nats://127.0.0.1:9", "--connect-timeout", "1"], "127.0.0.1:9"),
-        (["train", "CartPole-v1", "--nats-url", "nats://127.0.0.1:9", "--connect-timeout", "1"], "127.0.0.1:9"),
+        (["train", "CartPole-v1", "--nats-url", "127.0.0.1:9", "--connect-timeout", "1"], "127.0.0.1:9"),
         (["learner", "--nats-url", "no url"], "no url"),
         (["actor"], "ENV"),
         (["actor", "NoSuch-v0"], "NoSuch"),
@@ -48,7 +48,8 @@ def test_an_unknown_environment_variable_is_named(tmp_path: Path) -> None:
 
 def test_malformed_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("unroll: [")
-    assert "mine.yaml" in one_clear_line(seedrl("train", "CartPole-v1", "--preset", "mine.yaml", cwd=tmp_path))
+    result = seedrl("train", "CartPole-v1", "--preset", "mine.yaml", cwd=tmp_path)
+    assert "mine.yaml" in one_clear_line(result)
 
 
 def test_a_run_directory_that_is_in_use_is_not_written_to(tmp_path: Path) -> None:
