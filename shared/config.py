@@ -62,7 +62,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def loaded(cls, arguments: Sequence[str], *, prog: str, known: Iterable[type["Settings"]]) -> Self:
-        """This configuration from preset, environment and command line; see `load`."""
+        """The configuration from preset, environment and command line; see `load`."""
         return load(cls, arguments, prog=prog, known=known)
 
 
@@ -173,7 +173,8 @@ def load(
     """`model` from preset, environment and command line.
 
     `known`: all models of the project, against whose fields the preset's and the environment's names are
-    checked. `preset_name` is used when neither environment nor command line names a preset. Raises ConfigurationError with one line per mistake. `--help` prints and raises SystemExit(0).
+    checked. `preset_name` is used when neither environment nor command line names a preset. Raises
+    ConfigurationError, all mistakes on one line. `--help` prints and raises SystemExit(0).
     """
     models: tuple[type[BaseModel], ...] = (model, *known)
     names = {name for each in models for name in each.model_fields}
