@@ -1,0 +1,94 @@
+"""From a run's spec to its network: the built-in ones by name, a user's own as `module:Class`."""
+
+import importlib
+import os
+import sys
+from typing import Any, cast
+
+from torch import nn
+
+from shared.errors import ConfigurationError
+from shared.networks.impala_deep import ImpalaDeepNetwork
+from shared.networks.impala_shallow import ImpalaShallowNetwork
+from shared.networks.interface import Network
+from shared.networks.mlp import MlpNetwork
+from shared.networks.nature import NatureNetwork
+from shared.specs import EnvironmentSpec, RunSpec
+
+_NETWORKS: dict[str, type[Network]] = {
+    "mlp": MlpNetwork,
+    "nature": NatureNetwork,
+    "impala_shallow": ImpalaShallowNetwork,
+    "impala_deep": ImpalaDeepNetwork,
+}
+
+AVAILABLE: tuple[str, ...] = tuple(_NETWORKS)
+
+_TAKEN = frozenset({"services", "shared"})
+
+
+def build_network(spec: RunSpec) -> Network:
+    """The network of `spec` with fresh weights from torch's global generator, in float32 on the CPU.
+
+    Raises ConfigurationError for an unknown name, module or class, for a class that is no network, and for a
+    network that cannot take the environment's observations.
+    """
+    name = resolved_network(spec.network.name, spec.environment)
+    network_class = _NETWORKS.get(name) or _imported(name)
+    try:
+        network = network_class(environment=spec.environment, network=spec.network)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        if name in _NETWORKS:
+            raise
+        raise ConfigurationError(f"network {name} could not be built: {_words(error)}") from error
+    return cast(Network, network)
+
+
+def resolved_network(name: str, environment: EnvironmentSpec) -> str:
+    """`name`, or what `auto` stands for: impala_shallow for an image that it can take, else mlp."""
+    if name != "auto":
+        return name
+    fits = any(ImpalaShallowNetwork.fits(leaf) for leaf in environment.observation)
+    return ImpalaShallowNetwork.name if fits else "mlp"
+
+
+def _imported(name: str) -> type[Any]:
+    module_name, colon, class_name = name.partition(":")
+    if not (colon and module_name and class_name):
+        raise ConfigurationError(
+            f"unknown network {name!r}; there are auto, {', '.join(AVAILABLE)}, or your own as module:Class"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that it cannot shadow anything
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigurationError(_import_failure(name, module_name, error)) from error
+    network_class = getattr(module, class_name, None)
+    if network_class is None:
+        raise ConfigurationError(f"network {name}: module {module_name} has no {class_name}")
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise ConfigurationError(f"network {name}: {class_name} is no torch.nn.Module class")
+    if not callable(getattr(network_class, "initial_state", None)):
+        raise ConfigurationError(f"network {name}: {class_name} has no initial_state(batch_size)")
+    return network_class
+
+
+def _import_failure(name: str, module_name: str, error: Exception) -> str:
+    top = module_name.partition(".")[0]
+    if (
+        isinstance(error, ModuleNotFoundError)
+        and error.name
+        and f"{module_name}.".startswith(f"{error.name}.")
+    ):
+        taken = (
+            f"; the name {top!r} belongs to seedrl itself: give your package another" if top in _TAKEN else ""
+        )
+        return f"network {name}: there is no module {error.name}{taken}"
+    return f"network {name}: module {module_name} could not be imported: {_words(error)}"
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,233 @@
+"""What every network must do, checked on a network of one's own as on those that come with the project::
+
+check_network(Net(environment=environment, network=network), environment, network)
+"""
+
+import copy
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shared.networks.interface import NetworkInput, NetworkOutput, State
+from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec
+
+_STEPS, _BATCH = 6, 3
+_SPAN = 10.0  # where a space is unbounded, values are drawn from about this range
+
+
+def check_network(network: nn.Module, environment: EnvironmentSpec, network_spec: NetworkSpec) -> None:
+    """Raises AssertionError with words for the first point in which `network` breaks the interface.
+
+    It runs on the device of the network's parameters with random observations; weights stay as they are.
+    """
+    device = next(network.parameters(), torch.zeros(())).device
+    generator = torch.Generator().manual_seed(0)
+    inputs = random_input(
+        environment, network_spec, steps=_STEPS, batch=_BATCH, generator=generator, device=device
+    )
+    with torch.no_grad():
+        _check_initial_state(network, device)
+        _check_shapes(network, inputs, environment.num_actions)
+        _check_time(network, inputs)
+        _check_resets(network, inputs)
+        _check_rows(network, inputs)
+        _check_state_dict(network, inputs)
+    _check_gradients(network, inputs)
+
+
+def random_input(
+    environment: EnvironmentSpec,
+    network_spec: NetworkSpec,
+    *,
+    steps: int,
+    batch: int,
+    generator: torch.Generator,
+    device: torch.device | None = None,
+    reset_rate: float = 0.3,
+) -> NetworkInput:
+    """Random inputs [steps, batch] within the spaces' bounds, with episodes that start at random."""
+    stack = (network_spec.frame_stack,) if network_spec.frame_stack > 1 else ()
+    is_first = torch.rand(steps, batch, generator=generator) < reset_rate
+    action = torch.randint(environment.num_actions, (steps, batch), generator=generator)
+    reward = torch.randn(steps, batch, generator=generator)
+    return NetworkInput(
+        observation={
+            leaf.name: _random_leaf(leaf, (steps, batch, *stack), generator).to(device)
+            for leaf in environment.observation
+        },
+        previous_action=action.masked_fill(is_first, 0).to(device),
+        previous_reward=reward.masked_fill(is_first, 0).to(device),
+        is_first=is_first.to(device),
+    )
+
+
+def _random_leaf(leaf: LeafSpec, lead: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    shape = (*lead, *leaf.shape)
+    if leaf.n:
+        return torch.randint(leaf.n, shape, generator=generator)
+    low = max(min(leaf.low), -_SPAN)
+    high = min(max(leaf.high), 255.0 if leaf.dtype == "uint8" else low + 2 * _SPAN)
+    values = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    if np.dtype(leaf.dtype).kind != "f":
+        values = values.round()
+    return values.to(getattr(torch, leaf.dtype))
+
+
+def _check_initial_state(network: nn.Module, device: torch.device) -> None:
+    state = _initial_state(network, _BATCH)
+    assert isinstance(state, tuple), (
+        f"initial_state must return a tuple of tensors, not {type(state).__name__}"
+    )
+    for index, leaf in enumerate(state):
+        assert isinstance(leaf, Tensor), f"state leaf {index} is no tensor but {type(leaf).__name__}"
+        assert leaf.dtype == torch.float32, f"state leaf {index} must be float32, not {leaf.dtype}"
+        assert leaf.shape[:1] == (_BATCH,), (
+            f"state leaf {index} must be [B, …] with B = {_BATCH}, not {list(leaf.shape)}"
+        )
+        assert leaf.device == device, f"state leaf {index} must be on {device}, not on {leaf.device}"
+        assert not leaf.any(), f"state leaf {index} must be zeros before an episode's first step"
+
+
+def _check_shapes(network: nn.Module, inputs: NetworkInput, num_actions: int) -> None:
+    for enabled in (False, True):
+        before = _initial_state(network, _BATCH)
+        with torch.autocast(inputs.is_first.device.type, dtype=torch.bfloat16, enabled=enabled):
+            output, after = network(inputs, before)
+        where = "under bfloat16 autocast, " if enabled else ""
+        _check_tensor(f"{where}policy_logits", output.policy_logits, (_STEPS, _BATCH, num_actions))
+        _check_tensor(f"{where}baseline", output.baseline, (_STEPS, _BATCH))
+        assert len(after) == len(before), f"{where}the state has {len(after)} leaves, before {len(before)}"
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            _check_tensor(f"{where}state leaf {index}", new, tuple(old.shape))
+
+
+def _check_time(network: nn.Module, inputs: NetworkInput) -> None:
+    whole, last = network(inputs, _initial_state(network, _BATCH))
+    state = _initial_state(network, _BATCH)
+    for t in range(_STEPS):
+        single, state = network(_slice(inputs, t, t + 1), state)
+        _check_close(f"step {t} of an unroll differs from a single step", _steps(whole, t, t + 1), single)
+    _check_states("the state after an unroll differs from that after single steps", last, state)
+
+
+def _check_resets(network: nn.Module, inputs: NetworkInput) -> None:
+    start = _STEPS // 2
+    first = inputs.is_first.clone()
+    first[start] = True
+    inputs = _masked(inputs._replace(is_first=first))
+    before = _slice(inputs, 0, start)
+    disturbed = before._replace(
+        observation={name: leaf.roll(1, dims=1) for name, leaf in before.observation.items()},
+        previous_reward=before.previous_reward + 1.0,
+    )
+    words = "is_first does not separate an episode from what was before it: "
+    strange = tuple(leaf + 100.0 for leaf in _initial_state(network, _BATCH))
+    expected, _ = network(inputs, _initial_state(network, _BATCH))
+    actual, _ = network(_joined(disturbed, _slice(inputs, start, _STEPS)), strange)
+    _check_close(f"{words}step {start} of an unroll", *(_steps(x, start, _STEPS) for x in (expected, actual)))
+    single, _ = network(_slice(inputs, start, start + 1), strange)
+    _check_close(f"{words}a single step from another state", _steps(expected, start, start + 1), single)
+
+
+def _check_rows(network: nn.Module, inputs: NetworkInput) -> None:
+    """Row 0 keeps its inputs, the others get each other's."""
+    order = [0, *range(_BATCH - 1, 0, -1)]
+    other = NetworkInput(
+        observation={name: leaf[:, order] for name, leaf in inputs.observation.items()},
+        previous_action=inputs.previous_action[:, order],
+        previous_reward=inputs.previous_reward[:, order],
+        is_first=inputs.is_first[:, order],
+    )
+    expected, _ = network(inputs, _initial_state(network, _BATCH))
+    actual, _ = network(other, _initial_state(network, _BATCH))
+    _check_close(
+        "a row's results depend on other rows", NetworkOutput(*(x[:, order] for x in expected)), actual
+    )
+    alone, _ = network(_row(inputs, 0), _initial_state(network, 1))
+    _check_close("a row alone differs from the row in a batch", _columns(expected, 1), alone)
+
+
+def _check_state_dict(network: nn.Module, inputs: NetworkInput) -> None:
+    other = copy.deepcopy(network)
+    for parameter in other.parameters():
+        parameter.add_(1.0)
+    other.load_state_dict({name: value.clone() for name, value in network.state_dict().items()})
+    state = _initial_state(network, _BATCH)
+    _check_close(
+        "a network loaded from state_dict differs", network(inputs, state)[0], other(inputs, state)[0]
+    )
+
+
+def _check_gradients(network: nn.Module, inputs: NetworkInput) -> None:
+    network.zero_grad()
+    output, _ = network(inputs, _initial_state(network, _BATCH))
+    (output.policy_logits.square().sum() + output.baseline.sum()).backward()
+    gradients = {name: value.grad for name, value in network.named_parameters() if value.requires_grad}
+    network.zero_grad()
+    assert gradients, "the network has no parameters to learn"
+    for name, gradient in gradients.items():
+        assert gradient is not None, f"no gradient reaches parameter {name}"
+        assert gradient.isfinite().all(), f"the gradient of parameter {name} is not finite"
+
+
+def _initial_state(network: nn.Module, batch: int) -> State:
+    state: State = network.initial_state(batch)  # type: ignore[operator]
+    return state
+
+
+def _check_tensor(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    assert tuple(value.shape) == shape, f"{name} must be {list(shape)}, not {list(value.shape)}"
+    assert value.dtype == torch.float32, f"{name} must be float32, not {value.dtype}"
+    assert value.isfinite().all(), f"{name} is not finite"
+
+
+def _check_close(words: str, expected: NetworkOutput, actual: NetworkOutput) -> None:
+    for name, x, y in zip(NetworkOutput._fields, expected, actual, strict=True):
+        assert torch.allclose(x, y, rtol=1e-4, atol=1e-5), f"{words} ({name}, by {_distance(x, y):.2g})"
+
+
+def _check_states(words: str, expected: State, actual: State) -> None:
+    for index, (x, y) in enumerate(zip(expected, actual, strict=True)):
+        assert torch.allclose(x, y, rtol=1e-4, atol=1e-5), f"{words} (leaf {index}, by {_distance(x, y):.2g})"
+
+
+def _distance(x: Tensor, y: Tensor) -> float:
+    return float((x - y).abs().max()) if x.numel() else math.nan
+
+
+def _slice(inputs: NetworkInput, start: int, stop: int) -> NetworkInput:
+    return NetworkInput(
+        {name: leaf[start:stop] for name, leaf in inputs.observation.items()},
+        *(value[start:stop] for value in inputs[1:]),
+    )
+
+
+def _row(inputs: NetworkInput, row: int) -> NetworkInput:
+    return NetworkInput(
+        {name: leaf[:, row : row + 1] for name, leaf in inputs.observation.items()},
+        *(value[:, row : row + 1] for value in inputs[1:]),
+    )
+
+
+def _joined(first: NetworkInput, second: NetworkInput) -> NetworkInput:
+    return NetworkInput(
+        {name: torch.cat([leaf, second.observation[name]]) for name, leaf in first.observation.items()},
+        *(torch.cat(pair) for pair in zip(first[1:], second[1:], strict=True)),
+    )
+
+
+def _masked(inputs: NetworkInput) -> NetworkInput:
+    return inputs._replace(
+        previous_action=inputs.previous_action.masked_fill(inputs.is_first, 0),
+        previous_reward=inputs.previous_reward.masked_fill(inputs.is_first, 0),
+    )
+
+
+def _steps(output: NetworkOutput, start: int, stop: int) -> NetworkOutput:
+    return NetworkOutput(*(value[start:stop] for value in output))
+
+
+def _columns(output: NetworkOutput, stop: int) -> NetworkOutput:
+    return NetworkOutput(*(value[:, :stop] for value in output))

@@ -1,0 +1,201 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.networks.build import build_network
+from shared.networks.contract import check_network, random_input
+from shared.networks.interface import Network, NetworkInput, NetworkOutput, State
+from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from tests.support.counting import CountingNetwork
+
+VECTOR = LeafSpec(name="vector", dtype="float32", shape=(5,), low=(float("-inf"),), high=(float("inf"),))
+INTEGERS = LeafSpec(name="integers", dtype="int32", shape=(2, 2), low=(-3.0,), high=(3.0,))
+DISCRETE = LeafSpec(name="discrete", dtype="int64", shape=(), low=(0.0,), high=(3.0,), n=4)
+GREY = LeafSpec(name="grey", dtype="uint8", shape=(36, 36), low=(0.0,), high=(255.0,))
+RGB = LeafSpec(name="rgb", dtype="uint8", shape=(36, 40, 3), low=(0.0,), high=(255.0,))
+PLANES = LeafSpec(name="planes", dtype="float32", shape=(4, 36, 36), low=(0.0,), high=(1.0,))
+GRID = LeafSpec(name="grid", dtype="uint8", shape=(7, 7, 3), low=(0.0,), high=(255.0,))
+
+SPACES = {
+    "mlp": [(VECTOR,), (DISCRETE,), (VECTOR, INTEGERS, DISCRETE), (GRID, DISCRETE)],
+    "nature": [(GREY,), (RGB, VECTOR), (PLANES, DISCRETE)],
+    "impala_shallow": [(GREY,), (RGB,), (PLANES, GREY, VECTOR, INTEGERS)],
+    "impala_deep": [(GREY,), (GRID, VECTOR), (PLANES, DISCRETE)],
+}
+
+
+@pytest.mark.parametrize("frame_stack", [1, 3])
+@pytest.mark.parametrize("lstm_size", [0, 8])
+@pytest.mark.parametrize(("name", "leaves"), [(name, each) for name in SPACES for each in SPACES[name]])
+def test_every_built_in_network_meets_the_contract(
+    name: str, leaves: tuple[LeafSpec, ...], lstm_size: int, frame_stack: int
+) -> None:
+    torch.manual_seed(0)
+    environment = EnvironmentSpec(observation=leaves, num_actions=5)
+    spec = NetworkSpec(name=name, lstm_size=lstm_size, frame_stack=frame_stack, hidden_sizes=(16, 8))
+    run = RunSpec(environment=environment, network=spec, agent="vtrace", unroll=5, reward_clip=0.0)
+    check_network(build_network(run), environment, spec)
+
+
+SMALL = EnvironmentSpec(observation=(VECTOR,), num_actions=3)
+
+
+class Model(Network):
+    """A correct recurrent network; the classes below each break one point."""
+
+    def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
+        super().__init__()
+        del network
+        self.cell = nn.GRUCell(5, 6)
+        self.policy = nn.Linear(6, environment.num_actions)
+        self.baseline = nn.Linear(6, 1)
+
+    def initial_state(self, batch_size: int) -> State:
+        return (torch.zeros(batch_size, 6),)
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        (hidden,) = state
+        outputs = []
+        for x, is_first in zip(inputs.observation["vector"], inputs.is_first, strict=True):
+            hidden = self.cell(x, self.reset(hidden, is_first)).float()
+            outputs.append(hidden)
+        features = torch.stack(outputs)
+        return NetworkOutput(self.policy(features).float(), self.baseline(features).squeeze(-1).float()), (
+            hidden,
+        )
+
+    def reset(self, hidden: Tensor, is_first: Tensor) -> Tensor:
+        return hidden.masked_fill(is_first.unsqueeze(1), 0)
+
+
+class ForgetsToReset(Model):
+    def reset(self, hidden: Tensor, is_first: Tensor) -> Tensor:
+        return hidden
+
+
+class ResetsOnlyAtTheStart(Model):
+    """Looks at is_first of the unroll's first step only."""
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        first = inputs.is_first.clone()
+        first[1:] = False
+        return super().forward(inputs._replace(is_first=first), state)
+
+
+class StartsWithOnes(Model):
+    def initial_state(self, batch_size: int) -> State:
+        return (torch.ones(batch_size, 6),)
+
+
+class StateNotBatchFirst(Model):
+    def initial_state(self, batch_size: int) -> State:
+        return (torch.zeros(1, batch_size, 6),)
+
+
+class HalfPrecisionOutputs(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, state = super().forward(inputs, state)
+        return output._replace(policy_logits=self.policy(state[0]).expand_as(output.policy_logits)), state
+
+
+class BaselineWithAnAxisTooMany(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, state = super().forward(inputs, state)
+        return output._replace(baseline=output.baseline.unsqueeze(-1)), state
+
+
+class MixesRows(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, state = super().forward(inputs, state)
+        return output._replace(baseline=output.baseline - output.baseline.mean(1, keepdim=True)), state
+
+
+class LooksAhead(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, state = super().forward(inputs, state)
+        return output._replace(baseline=output.baseline.roll(-1, 0)), state
+
+
+class ReturnsTheOldState(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        return super().forward(inputs, state)[0], state
+
+
+class HidesWeights(Model):
+    def __init__(self, **specs: Any) -> None:
+        super().__init__(**specs)
+        self.hidden_scale = [2.0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HidesWeights":
+        other = HidesWeights(environment=SMALL, network=NetworkSpec(name=""))
+        other.hidden_scale[0] = 3.0
+        return other
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, state = super().forward(inputs, state)
+        return output._replace(baseline=output.baseline * self.hidden_scale[0]), state
+
+
+class HasAnUnusedParameter(Model):
+    def __init__(self, **specs: Any) -> None:
+        super().__init__(**specs)
+        self.forgotten = nn.Parameter(torch.ones(1))
+
+
+BROKEN = [
+    (ForgetsToReset, "is_first does not separate"),
+    (ResetsOnlyAtTheStart, "differs from a single step|is_first does not separate"),
+    (StartsWithOnes, "must be zeros"),
+    (StateNotBatchFirst, r"must be \[B, …\]"),
+    (HalfPrecisionOutputs, "under bfloat16 autocast, policy_logits must be float32"),
+    (BaselineWithAnAxisTooMany, "baseline must be"),
+    (MixesRows, "row"),
+    (LooksAhead, "differs from a single step"),
+    (ReturnsTheOldState, "single step"),
+    (HidesWeights, "loaded from state_dict"),
+    (HasAnUnusedParameter, "no gradient reaches parameter forgotten"),
+]
+
+
+def test_a_correct_network_of_ones_own_meets_the_contract() -> None:
+    spec = NetworkSpec(name="own:Model")
+    check_network(Model(environment=SMALL, network=spec), SMALL, spec)
+
+
+@pytest.mark.parametrize(("broken", "words"), BROKEN)
+def test_what_a_network_breaks_is_said_in_words(broken: type[Model], words: str) -> None:
+    torch.manual_seed(0)
+    spec = NetworkSpec(name="own:Broken")
+    with pytest.raises(AssertionError, match=words):
+        check_network(broken(environment=SMALL, network=spec), SMALL, spec)
+
+
+@pytest.mark.parametrize("frame_stack", [1, 4])
+def test_the_counting_network_meets_the_contract(frame_stack: int) -> None:
+    leaf = LeafSpec(name="observation", dtype="int64", shape=(3,), low=(0.0,), high=(2.0**20,))
+    environment = EnvironmentSpec(observation=(leaf,), num_actions=16)
+    spec = NetworkSpec(name="tests.support.counting:CountingNetwork", frame_stack=frame_stack)
+    check_network(CountingNetwork(environment=environment, network=spec), environment, spec)
+
+
+def test_random_inputs_stay_within_the_spaces_and_zero_what_precedes_an_episode() -> None:
+    environment = EnvironmentSpec(observation=(VECTOR, INTEGERS, DISCRETE, RGB), num_actions=5)
+    inputs = random_input(
+        environment,
+        NetworkSpec(name="", frame_stack=4),
+        steps=8,
+        batch=3,
+        generator=torch.Generator().manual_seed(1),
+    )
+    shapes = {name: tuple(leaf.shape) for name, leaf in inputs.observation.items()}
+    assert shapes["rgb"] == (8, 3, 4, 36, 40, 3)
+    assert shapes["discrete"] == (8, 3, 4)
+    assert inputs.observation["integers"].dtype == torch.int32
+    assert inputs.observation["integers"].abs().max() == 3
+    assert set(inputs.observation["discrete"].unique().tolist()) == {0, 1, 2, 3}
+    assert inputs.observation["rgb"].max() > 250
+    assert inputs.is_first.any()
+    assert not inputs.previous_action[inputs.is_first].any()
+    assert not inputs.previous_reward[inputs.is_first].any()
