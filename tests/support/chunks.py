@@ -72,6 +72,12 @@ def make_chunk(
     )
 
 
+def image_chunk(*, rows: int = 4, noise: bool = False, frame_stack: int = 3) -> Chunk:
+    """Small images, large enough to be compressed."""
+    spec = make_run_spec([("pixels", "uint8", (24, 24))], unroll=6, frame_stack=frame_stack)
+    return make_chunk(spec, [((8,), "float32")], rows=rows, noise=noise)
+
+
 def default_header(rows: int) -> dict[str, Any]:
     return {
         "run_id": "run",
