@@ -1,0 +1,156 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from shared.errors import ConfigurationError
+from shared.networks.build import AVAILABLE, build_network, resolved_network
+from shared.networks.impala_deep import ImpalaDeepNetwork
+from shared.networks.impala_shallow import ImpalaShallowNetwork
+from shared.networks.mlp import MlpNetwork
+from shared.networks.nature import NatureNetwork
+from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from tests.support.counting import CountingNetwork
+
+VECTOR = LeafSpec(name="vector", dtype="float32", shape=(5,), low=(-1.0,), high=(1.0,))
+COUNTING = LeafSpec(name="observation", dtype="float32", shape=(3,), low=(0.0,), high=(9.0,))
+
+
+def image(*shape: int, dtype: str = "uint8") -> LeafSpec:
+    return LeafSpec(name="image", dtype=dtype, shape=shape, low=(0.0,), high=(255.0,))
+
+
+def run_spec(name: str, *leaves: LeafSpec, lstm_size: int = 0, frame_stack: int = 1) -> RunSpec:
+    return RunSpec(
+        environment=EnvironmentSpec(observation=leaves, num_actions=12),
+        network=NetworkSpec(name=name, lstm_size=lstm_size, frame_stack=frame_stack),
+        agent="vtrace",
+        unroll=20,
+        reward_clip=0.0,
+    )
+
+
+def test_every_available_name_builds_its_network() -> None:
+    built = {name: type(build_network(run_spec(name, image(36, 36)))) for name in AVAILABLE}
+    assert built == {
+        "mlp": MlpNetwork,
+        "nature": NatureNetwork,
+        "impala_shallow": ImpalaShallowNetwork,
+        "impala_deep": ImpalaDeepNetwork,
+    }
+
+
+@pytest.mark.parametrize(
+    ("leaves", "expected"),
+    [
+        ((VECTOR,), "mlp"),
+        ((image(84, 84),), "impala_shallow"),
+        ((VECTOR, image(20, 20, 3)), "impala_shallow"),
+        ((image(3, 64, 64, dtype="float32"),), "impala_shallow"),
+        ((image(7, 7, 3),), "mlp"),
+        ((image(19, 84),), "mlp"),
+        ((image(5, 5, dtype="float32"),), "mlp"),
+        ((image(30, 30, dtype="int64"),), "mlp"),
+    ],
+)
+def test_auto_takes_a_network_that_can_be_built(leaves: tuple[LeafSpec, ...], expected: str) -> None:
+    assert resolved_network("auto", EnvironmentSpec(observation=leaves, num_actions=2)) == expected
+    by_name = type(build_network(run_spec(expected, *leaves)))
+    assert type(build_network(run_spec("auto", *leaves))) is by_name
+
+
+def test_another_name_than_auto_is_left_alone() -> None:
+    assert (
+        resolved_network("my.nets:Net", EnvironmentSpec(observation=(VECTOR,), num_actions=2))
+        == "my.nets:Net"
+    )
+
+
+@pytest.mark.parametrize("name", ["nature", "impala_shallow", "impala_deep"])
+def test_an_image_network_says_which_network_a_vector_needs(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"network {name} needs an image.*vector.*choose mlp"):
+        build_network(run_spec(name, VECTOR))
+
+
+@pytest.mark.parametrize(("name", "side"), [("nature", 36), ("impala_shallow", 20)])
+def test_an_image_too_small_for_the_convolutions_is_told_with_what_would_do(name: str, side: int) -> None:
+    words = rf"network {name} needs an image of at least {side}×{side} pixels, not image: uint8\[7, 7, 3\]"
+    with pytest.raises(ConfigurationError, match=f"{words}.*choose mlp or impala_deep"):
+        build_network(run_spec(name, image(7, 7, 3)))
+    with pytest.raises(ConfigurationError):
+        build_network(run_spec(name, image(side - 1, 84)))
+    build_network(run_spec(name, image(side, side)))
+    for other in ("mlp", "impala_deep"):
+        build_network(run_spec(other, image(7, 7, 3)))
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        weights.append(build_network(run_spec("impala_shallow", image(20, 20), lstm_size=8)).state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_users_own_network_is_imported_by_module_and_class() -> None:
+    network = build_network(run_spec("tests.support.counting:CountingNetwork", COUNTING))
+    assert isinstance(network, CountingNetwork)
+
+
+def test_a_module_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nets_of_a_user.py").write_text(
+        "from shared.networks.mlp import MlpNetwork\n\n\nclass Net(MlpNetwork):\n    pass\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    assert type(build_network(run_spec("nets_of_a_user:Net", VECTOR))).__name__ == "Net"
+
+
+class NotANetwork:
+    pass
+
+
+class WithoutState(nn.Module):
+    pass
+
+
+class Unbuildable(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+
+    def initial_state(self, batch_size: int) -> tuple[()]:
+        return ()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet", "unknown network 'resnet'; there are auto, mlp, nature, impala_shallow, impala_deep, or"),
+        ("no_such_module:Net", "there is no module no_such_module$"),
+        (
+            "shared.my_nets:Net",
+            "there is no module shared.my_nets; the name 'shared' belongs to seedrl itself",
+        ),
+        ("tests.support.counting:Nothing", "module tests.support.counting has no Nothing"),
+        ("tests.support.counting:", "unknown network"),
+        ("{here}:NotANetwork", "NotANetwork is no torch.nn.Module class"),
+        ("{here}:WithoutState", r"WithoutState has no initial_state\(batch_size\)"),
+        ("{here}:Unbuildable", "could not be built: TypeError: .*unexpected keyword argument"),
+        ("tests.support.counting:CountingNetwork", r"takes \(instance, episode, step\) only"),
+    ],
+)
+def test_a_name_that_gives_no_network_is_refused_with_the_reason(name: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        build_network(run_spec(name.format(here=__name__), VECTOR))
+
+
+def test_a_module_that_fails_to_import_is_named_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fails_to_import.py").write_text("import no_such_thing_at_all\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = "module fails_to_import could not be imported: ModuleNotFoundError: .*no_such_thing_at_all"
+    with pytest.raises(ConfigurationError, match=words):
+        build_network(run_spec("fails_to_import:Net", VECTOR))
