@@ -1,0 +1,84 @@
+"""From rows of decoded chunks to one training batch on the learner's device, time-major."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.learner.rows import Slice
+from shared.networks.interface import NetworkInput, State
+from shared.networks.unroll import clip_rewards, network_input
+from shared.types import Array, Chunk
+
+
+class TrainingBatch(NamedTuple):
+    """`T` steps of `B` rows, and the observation after the last one."""
+
+    inputs: NetworkInput  # of T + 1 observations
+    state: State  # leaves [B, …], before the first observation
+    action: Tensor  # [T, B] int64
+    reward: Tensor  # [T, B] float32, clipped
+    terminated: Tensor  # [T, B] bool
+    reset_steps: Tensor  # [T, B] bool
+    behaviour_logits: Tensor  # [T, B, A] float32
+
+
+def staged(slices: Sequence[Slice], *, reward_clip: float, device: torch.device) -> TrainingBatch:
+    """The batch of the rows in `slices`, ready on `device` when this returns."""
+    if device.type != "cuda":
+        return _assembled(slices, reward_clip, device)
+    # A stream of its own lets the copies run beside the current update; waiting for it here blocks only the
+    # thread that stages. An update ends with a synchronization, so no batch is freed while it is in use.
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        batch = _assembled(slices, reward_clip, device)
+    stream.synchronize()
+    return batch
+
+
+def _assembled(slices: Sequence[Slice], reward_clip: float, device: torch.device) -> TrainingBatch:
+    def joined(select: Callable[[Chunk], Array]) -> Tensor:
+        return _joined([select(part.chunk)[part.start : part.stop] for part in slices], device)
+
+    def leaves(field: str) -> dict[str, Tensor]:
+        names = getattr(slices[0].chunk, field)
+        return {name: joined(lambda chunk, at=name: getattr(chunk, field)[at]) for name in names}  # type: ignore[misc]
+
+    action, reward = joined(lambda chunk: chunk.action), joined(lambda chunk: chunk.reward)
+    inputs = network_input(
+        frames=leaves("observation"),
+        history=leaves("history"),
+        is_first=joined(lambda chunk: chunk.is_first),
+        previous_action=joined(lambda chunk: chunk.previous_action),
+        previous_reward=joined(lambda chunk: chunk.previous_reward),
+        action=action,
+        reward=reward,
+        reward_clip=reward_clip,
+    )
+    state_leaves = range(len(slices[0].chunk.state))
+    return TrainingBatch(
+        inputs=inputs,
+        state=tuple(joined(lambda chunk, at=at: chunk.state[at]) for at in state_leaves),  # type: ignore[misc]
+        action=_time_major(action),
+        reward=_time_major(clip_rewards(reward, reward_clip)),
+        terminated=_time_major(joined(lambda chunk: chunk.terminated)),
+        reset_steps=inputs.is_first[1:],
+        behaviour_logits=_time_major(joined(lambda chunk: chunk.behaviour_logits)),
+    )
+
+
+def _time_major(batch_major: Tensor) -> Tensor:
+    return batch_major.transpose(0, 1).contiguous()
+
+
+def _joined(parts: Sequence[Array], device: torch.device) -> Tensor:
+    """The rows of all `parts` in one tensor; the only copy on the way to it (decoded arrays are views)."""
+    rows = sum(map(len, parts))
+    empty = np.empty((0, *parts[0].shape[1:]), parts[0].dtype)
+    tensor = torch.empty(
+        (rows, *empty.shape[1:]), dtype=torch.from_numpy(empty).dtype, pin_memory=device.type == "cuda"
+    )
+    np.concatenate(parts, out=tensor.numpy())
+    return tensor.to(device, non_blocking=True)

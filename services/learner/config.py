@@ -1,0 +1,97 @@
+"""Configuration of the learner."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from shared.config import AgentSettings, DeviceSettings, NatsSettings, ServiceSettings, Settings
+
+BATCHES_HELD = 2  # one in training, one prefetched
+
+
+class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, DeviceSettings):
+    """Trains a run's network from the trajectories that inference cuts, and publishes its weights.
+
+    Starts in any order with the other services: it waits for NATS, for the run's spec (which the first
+    actor's environment decides) and for trajectories. Ends by itself at --total-steps or --max-seconds;
+    SIGTERM saves a checkpoint and exits. One learner per run: a second one is refused.
+
+    Examples:  seedrl learner --run-id pong --run-dir runs/pong --preset atari
+               seedrl learner --run-id pong --run-dir runs/pong --preset atari --resume
+    """
+
+    run_dir: Path | None = None
+    """Directory for checkpoints, TensorBoard logs and accounts.json; default: runs/RUN_ID."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --run-dir (or from nothing, when there is none)."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of the network's initial weights; default: a different one each time."""
+
+    total_steps: int = Field(10_000_000, ge=1)
+    """Environment steps to train for (not emulator frames; steps whose action was ignored are none)."""
+    max_seconds: float = Field(0.0, ge=0)
+    """Ends training so many seconds after the first trajectory (restarts go on counting); 0: no limit."""
+
+    discount: float = Field(0.99, ge=0, le=1)
+    """Discount γ of future rewards."""
+    trace_lambda: float = Field(1.0, ge=0, le=1)
+    """λ of V-trace, the decay of its traces."""
+    max_rho: float = Field(1.0, gt=0)
+    """Bound ρ̄ of the importance weights in the V-trace targets."""
+    max_pg_rho: float = Field(1.0, gt=0)
+    """Bound of the importance weights in the policy gradient."""
+    entropy_cost: float = Field(0.01, ge=0)
+    """Weight of the entropy bonus."""
+    baseline_cost: float = Field(0.5, ge=0)
+    """Weight of the baseline's loss, ½ (target − V)²."""
+    loss_reduction: Literal["sum", "mean"] = "sum"
+    """Losses are summed over a batch's steps (IMPALA, Atari) or averaged (SEED). Learning rate, epsilon and
+    gradient clip belong to one of the two."""
+
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    """Optimizer of the weights."""
+    learning_rate: float = Field(6e-4, gt=0)
+    """Learning rate at the first step."""
+    learning_rate_schedule: Literal["linear", "constant"] = "linear"
+    """linear: decays to 0 at --total-steps."""
+    rmsprop_decay: float = Field(0.99, ge=0, lt=1)
+    """Decay of RMSProp's mean square."""
+    rmsprop_epsilon: float = Field(0.01, gt=0)
+    """RMSProp's epsilon, outside the root."""
+    rmsprop_momentum: float = Field(0.0, ge=0, lt=1)
+    """RMSProp's momentum."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of Adam's mean gradient."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of Adam's mean square."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """Adam's epsilon, outside the root."""
+    max_gradient_norm: float = Field(40.0, ge=0)
+    """Gradients are scaled down to at most this norm; 0: not clipped."""
+
+    max_policy_lag: int = Field(100, ge=1)
+    """A chunk whose oldest weights are more updates behind than this is refused, not trained."""
+
+    publish_seconds: float = Field(0.1, ge=0)
+    """Least seconds between two publications of the weights; each costs the learner and inference time."""
+    checkpoint_seconds: float = Field(60.0, gt=0)
+    """Seconds between checkpoints; one more is saved at the start and at the end."""
+    keep_checkpoints: int = Field(3, ge=1)
+    """Newest checkpoints that are kept."""
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.run_dir if self.run_dir is not None else Path("runs") / self.run_id
+
+    @field_validator("max_queued_batches")
+    @classmethod
+    def _queue_is_larger_than_what_is_held(cls, value: int) -> int:
+        """What the learner holds stays in the queue until its update is done."""
+        if value <= BATCHES_HELD:
+            raise ValueError(
+                f"must be greater than {BATCHES_HELD}: "
+                "the learner holds one batch in training and one prefetched"
+            )
+        return value

@@ -1,0 +1,36 @@
+"""Learning curves for TensorBoard; the x axis is environment steps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from services.learner.episodes import Episode
+
+DIRECTORY = "tensorboard"
+
+
+class Curves:
+    """Writes points; to be used by one thread at a time. The directory is created with the first point."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._directory = run_dir / DIRECTORY
+        self._writer: SummaryWriter | None = None
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, steps: int, values: Mapping[str, float | None], episodes: Sequence[Episode]) -> None:
+        """A point at `steps` for each of `values` that is a finite number, and for the `episodes`' means."""
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._directory))
+        points = dict(values)
+        if episodes:
+            points["episodes/return"] = sum(each.episode_return for each in episodes) / len(episodes)
+            points["episodes/length"] = sum(each.length for each in episodes) / len(episodes)
+        for name, value in points.items():
+            if value is not None and math.isfinite(value):
+                self._writer.add_scalar(name, value, steps)

@@ -1,0 +1,121 @@
+"""From the work queue to batches on the device: fetching, decoding and staging, beside the training."""
+
+import asyncio
+import itertools
+from concurrent.futures import Executor
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from services.learner.batches import TrainingBatch, staged
+from services.learner.intake import StateLayout, check_chunk
+from services.learner.rows import Outcome, Reason, RowBatch, RowQueue
+from services.learner.settling import Bookkeeper
+from shared.bus.work_queue import QueueConsumer, QueueMessage
+from shared.errors import ChunkError
+from shared.runtime import in_thread
+from shared.specs import RunSpec
+from shared.telemetry import get_logger
+from shared.types import Chunk
+from shared.wire.chunks import decode_chunk
+
+FETCH_SECONDS = 1.0
+
+log = get_logger(__name__)
+
+
+class Prepared(NamedTuple):
+    """One update's batch, and the messages that are done with once it was trained."""
+
+    batch: TrainingBatch
+    finished: tuple[Outcome, ...]
+
+
+class Feeder:
+    """Prepares batches one at a time, so that no more than one waits while another is trained.
+
+    It fetches only while rows of the next batch are missing. What it takes in hand is therefore bounded by
+    the batch in training, the one prepared, and what is left of one message.
+    """
+
+    def __init__(
+        self,
+        consumer: QueueConsumer,
+        rows: RowQueue,
+        books: Bookkeeper,
+        executor: Executor,
+        *,
+        spec: RunSpec,
+        state: StateLayout,
+        run_id: str,
+        device: torch.device,
+    ) -> None:
+        self.has_seen_chunks = False
+        self._consumer = consumer
+        self._rows = rows
+        self._books = books
+        self._executor = executor
+        self._check = partial(check_chunk, spec=spec, state=state, run_id=run_id)
+        self._reward_clip = spec.reward_clip
+        self._device = device
+        self._largest_message = 1  # rows
+        self._may_prepare = asyncio.Semaphore(1)
+        self._prepared: asyncio.Queue[Prepared] = asyncio.Queue()  # one at most, by the semaphore
+
+    async def run(self, updates: int) -> None:
+        """Prepares batches for ever, the first for the update that follows `updates` completed ones."""
+        for update in itertools.count(updates):
+            await self._may_prepare.acquire()
+            self._prepared.put_nowait(await self.prepare(update))
+
+    async def next_within(self, seconds: float) -> Prepared | None:
+        """The next batch; None when there is none within `seconds`. The one after it begins with this."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                prepared = await self._prepared.get()
+            self._may_prepare.release()
+            return prepared
+        return None
+
+    async def prepare(self, update: int) -> Prepared:
+        """The batch for the update that follows `update` completed ones; waits for its rows."""
+        while (rows := self._taken(update)) is None:
+            await self._fetch()
+        stage = partial(staged, rows.slices, reward_clip=self._reward_clip, device=self._device)
+        return Prepared(await in_thread(stage, self._executor), rows.finished)
+
+    def _taken(self, update: int) -> RowBatch | None:
+        batch = self._rows.take(update)
+        self._books.count(self._rows.take_refused())
+        return batch
+
+    async def _fetch(self) -> None:
+        # With as many rows as any message before had, these hold no more than the rows that are missing.
+        count = -(-self._rows.missing // self._largest_message)
+        messages = await self._consumer.fetch(count, FETCH_SECONDS)
+        new = [message for message in messages if self._books.hold(message)]
+        if not new:
+            return
+        chunks = await in_thread(lambda: [self._chunk_in(message) for message in new], self._executor)
+        for message, chunk in zip(new, chunks, strict=True):
+            if isinstance(chunk, Chunk):
+                self.has_seen_chunks = True
+                self._largest_message = max(self._largest_message, chunk.rows)
+                self._rows.add(message.sequence, chunk)
+            else:
+                self._books.count([chunk])
+
+    def _chunk_in(self, message: QueueMessage) -> Chunk | Outcome:
+        """The chunk in `message`, or the refusal of what is none or not this run's."""
+        reason: Reason = "undecodable"
+        steps = 0
+        try:
+            chunk = decode_chunk(message.data)
+            reason, steps = "spec", chunk.steps
+            self._check(chunk)
+        except ChunkError as error:
+            log.warning("chunk refused", sequence=message.sequence, reason=reason, words=str(error))
+            return Outcome(message.sequence, reason, steps)
+        return chunk

@@ -1,0 +1,208 @@
+"""One learner from start to end: what it waits for, its training loop, how it ends."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple
+
+from services.learner.accounts import load_accounts, write_accounts
+from services.learner.config import LearnerConfig
+from services.learner.feeding import Feeder
+from services.learner.housekeeping import Housekeeping
+from services.learner.publishing import Snapshot, WeightsPublisher
+from services.learner.report import Report
+from services.learner.rows import RowQueue
+from services.learner.session import Session, check_settings, has_begun
+from services.learner.settling import Bookkeeper
+from shared.bus.beside import beside
+from shared.bus.connection import Bus
+from shared.bus.key_values import held_lease, wait_for_spec
+from shared.bus.work_queue import QueueConsumer, is_queued, queue_state
+from shared.errors import RunError
+from shared.runtime import in_thread
+from shared.specs import RunSpec
+from shared.telemetry import Progress, get_logger
+
+LEASE = "learner"
+_WAIT_SECONDS = 0.5  # for a batch, before the next heartbeat
+
+log = get_logger(__name__)
+
+
+class Parts(NamedTuple):
+    """What a training is made of."""
+
+    session: Session
+    books: Bookkeeper
+    feeder: Feeder
+    publisher: WeightsPublisher
+    housekeeping: Housekeeping
+
+
+class Learner:
+    """Trains the run of `config` and keeps `report` up to date; `end` makes it save and return."""
+
+    def __init__(
+        self, config: LearnerConfig, bus: Bus, report: Report, progress: Progress, *, owner: str
+    ) -> None:
+        self.is_training = False
+        self._config = config
+        self._bus = bus
+        self._report = report
+        self._progress = progress
+        self._owner = owner
+        self._session: Session | None = None
+        self._threads = ExitStack()
+        self._training = self._thread("training")
+        self._staging = self._thread("staging")
+        self._writing = self._thread("writing")
+
+    def end(self, reason: str) -> None:
+        """Ends training after the update that runs; the first reason counts."""
+        self._report.exit_reason = self._report.exit_reason or reason
+
+    async def save(self) -> str:
+        """Saves a checkpoint between two updates; says so in words. Raises RunError before training."""
+        session = self._session
+        if session is None:
+            raise RunError("there is nothing to save before training has begun")
+        name, updates = await in_thread(
+            partial(session.save, steps=self._report.accounts.steps), self._training
+        )
+        self._report.checkpoint = name
+        return f"saved {name} at update {updates}"
+
+    async def run(self) -> None:
+        """Waits for lease and spec, restores, trains until `end` or the configured end, saves."""
+        with self._threads:
+            self._report.awaited = ["another learner of this run to end"]
+            async with held_lease(self._bus, LEASE, self._owner):
+                self._report.awaited = ["the run's spec, which the first actor's environment decides"]
+                spec = await wait_for_spec(self._bus)
+                check_settings(self._config, spec)
+                parts = self._parts(await self._restored(spec))
+                self._report.awaited = ["the first trajectory"]
+                await self._live(parts)
+
+    async def _restored(self, spec: RunSpec) -> Session:
+        """The session; the report's accounts are then what queue, journal and checkpoint together say."""
+        config, bus = self._config, self._bus
+        known = has_begun(config)
+        accounts = load_accounts(config.directory)
+        session = await in_thread(partial(Session, config, spec, accounts), self._training)
+        queued = [seq for seq in accounts.pending if await bus.persistently(partial(is_queued, bus, seq))]
+        accounts.resolve(still_queued=queued)
+        accounts.settle_queue(await bus.persistently(partial(queue_state, bus)), known=known)
+        write = partial(write_accounts, config.directory, accounts.to_json(), durable=True)
+        await in_thread(write, self._writing)
+        self._session, self._report.accounts = session, accounts
+        log.info(
+            "training begins",
+            updates=accounts.updates,
+            steps=accounts.steps,
+            rolled_back=accounts.rolled_back,
+            came_back=len(queued),
+            device=str(session.trainer.device),
+            network=spec.network.name,
+        )
+        return session
+
+    def _parts(self, session: Session) -> Parts:
+        config, bus, report = self._config, self._bus, self._report
+        books = Bookkeeper(report.accounts, config.directory, self._writing)
+        feeder = Feeder(
+            QueueConsumer(bus),
+            RowQueue(batch_size=config.batch_size, max_policy_lag=config.max_policy_lag),
+            books,
+            self._staging,
+            spec=session.spec,
+            state=session.state_layout,
+            run_id=config.run_id,
+            device=session.trainer.device,
+        )
+
+        async def snapshot() -> Snapshot:
+            return await in_thread(session.snapshot, self._training)
+
+        publisher = WeightsPublisher(
+            bus,
+            snapshot,
+            journaled=books.journaled,
+            network_hash=session.spec.network_hash,
+            interval_seconds=config.publish_seconds,
+        )
+        housekeeping = Housekeeping(bus, report, books, run_dir=config.directory, executor=self._writing)
+        return Parts(session, books, feeder, publisher, housekeeping)
+
+    async def _live(self, parts: Parts) -> None:
+        """Trains with everything that belongs beside it, then leaves the run directory complete."""
+        session, books, feeder, publisher, housekeeping = parts
+        async with beside(
+            books.run(),
+            books.keep_alive(),
+            publisher.run(),
+            housekeeping.follow_episodes(),
+            housekeeping.tick(),
+            self._save_now_and_then(),
+        ):
+            await self.save()
+            books.write_soon()
+            publisher.offer()
+            self.is_training = True
+            async with beside(feeder.run(session.trainer.updates)):
+                await self._train(parts)
+            log.info("training ends", reason=self._report.exit_reason, done=await self.save())
+            await self._settle(parts)
+        await books.close()
+        await housekeeping.close()
+
+    async def _train(self, parts: Parts) -> None:
+        report, waiting_since = self._report, time.monotonic()
+        self._end_if_done()
+        while report.exit_reason is None:
+            self._progress.beat("training")
+            prepared = await parts.feeder.next_within(_WAIT_SECONDS)
+            report.has_chunks = parts.feeder.has_seen_chunks
+            started = time.monotonic()
+            if prepared is None:
+                report.starved_seconds = started - waiting_since
+                self._end_if_done()
+                continue
+            report.awaited, report.starved_seconds = [], 0.0
+            report.waiting_seconds += started - waiting_since
+            update = partial(parts.session.train, prepared.batch, steps=report.accounts.steps)
+            report.update = await in_thread(update, self._training)
+            waiting_since = time.monotonic()
+            report.training_seconds += waiting_since - started
+            report.weights_version = parts.publisher.version
+            parts.books.count(prepared.finished, updates=parts.session.trainer.updates)
+            parts.publisher.offer()
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        accounts, config = self._report.accounts, self._config
+        if accounts.steps >= config.total_steps:
+            self.end("total steps reached")
+        elif 0 < config.max_seconds <= accounts.seconds:
+            self.end("time limit reached")
+
+    async def _settle(self, parts: Parts) -> None:
+        """Acknowledges and publishes what was trained; without NATS, the journal says what is left to do."""
+        try:
+            async with asyncio.timeout(self._config.grace_seconds / 2):
+                await parts.books.settled()
+                await parts.publisher.published(parts.session.trainer.updates)
+        except TimeoutError:
+            log.warning("NATS did not take the last acknowledgements and weights in time")
+        self._report.weights_version = parts.publisher.version
+
+    async def _save_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.checkpoint_seconds)
+            if self.is_training:
+                await self.save()
+
+    def _thread(self, name: str) -> ThreadPoolExecutor:
+        return self._threads.enter_context(ThreadPoolExecutor(1, thread_name_prefix=name))

@@ -1,0 +1,74 @@
+"""The learner's Prometheus metrics, read from its report whenever somebody asks."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from services.learner.report import Report
+
+_PREFIX = "seedrl_learner"
+
+
+class LearnerMetrics(Collector):
+    """Turns a report into metric families; counters go on over restarts, as the accounts do."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, with the values of now."""
+        yield from self._counters()
+        yield from self._chunks()
+        yield from self._gauges()
+
+    def _counters(self) -> Iterator[Metric]:
+        report, accounts = self._report, self._report.accounts
+        yield _counter("updates", "Updates of the weights.", accounts.updates)
+        yield _counter("rolled_back_updates", "Updates that crashes lost.", accounts.rolled_back)
+        yield _counter("steps", "Environment steps in trained and refused chunks.", accounts.steps)
+        yield _counter("episodes", "Finished training episodes.", accounts.episodes)
+        yield _counter("redelivered_chunks", "Messages delivered more than once.", accounts.redelivered)
+        seconds = CounterMetricFamily(
+            f"{_PREFIX}_activity_seconds", "What the time went into, since the start.", labels=["activity"]
+        )
+        seconds.add_metric(["training"], report.training_seconds)
+        seconds.add_metric(["waiting"], report.waiting_seconds)
+        yield seconds
+
+    def _chunks(self) -> Iterator[Metric]:
+        accounts = self._report.accounts
+        chunks = CounterMetricFamily(
+            f"{_PREFIX}_chunks", "Messages done with, by what became of them.", labels=["outcome"]
+        )
+        chunks.add_metric(["trained"], accounts.trained)
+        for reason, count in accounts.refused.items():
+            chunks.add_metric([f"refused_{reason}"], count)
+        yield chunks
+        yield _gauge("queued_chunks", "Messages in the work queue.", self._report.queue.messages)
+        yield _gauge("held_chunks", "Messages of the work queue in hand.", self._report.held)
+
+    def _gauges(self) -> Iterator[Metric]:
+        accounts, update = self._report.accounts, self._report.update
+        lag = GaugeMetricFamily(
+            f"{_PREFIX}_policy_lag_updates", "Policy lag of all trained chunks.", labels=["quantile"]
+        )
+        for quantile in (0.5, 0.99, 1.0):
+            if (value := accounts.lag_at(quantile)) is not None:
+                lag.add_metric([f"{quantile:g}"], value)
+        yield lag
+        if accounts.mean_return_100 is not None:
+            yield _gauge("mean_return", "Mean return of the last 100 episodes.", accounts.mean_return_100)
+        yield _gauge("weights_version", "Newest published weights.", self._report.weights_version)
+        if update is not None:
+            for name, value in update._asdict().items():
+                yield _gauge(name, f"{name.replace('_', ' ').capitalize()} of the newest update.", value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{_PREFIX}_{name}", text, value=value)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=value)

@@ -1,0 +1,84 @@
+"""Publishes weights, newest first: what became old while a publication ran is never sent."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+from shared.bus.connection import Bus
+from shared.bus.weights import publish_weights
+
+
+class Snapshot(NamedTuple):
+    """Weights as bytes, between two updates."""
+
+    data: bytes
+    update: int
+
+
+class WeightsPublisher:
+    """Publishes a snapshot whenever one is offered since the last, at most every `interval_seconds`.
+
+    A snapshot is published once the journal knows of its update (`journaled`): so the update count that
+    chunks bring back is never ahead of the count that a restart begins with.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        snapshot: Callable[[], Awaitable[Snapshot]],
+        *,
+        journaled: Callable[[int], Awaitable[None]],
+        network_hash: str,
+        interval_seconds: float,
+    ) -> None:
+        self.version = 0  # of the newest publication
+        self.update = -1  # of the newest publication
+        self._bus = bus
+        self._snapshot = snapshot
+        self._journaled = journaled
+        self._network_hash = network_hash
+        self._interval = interval_seconds
+        self._wanted = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._published = asyncio.Condition()
+
+    def offer(self) -> None:
+        """There are newer weights."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Publishes whatever is offered, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            started = loop.time()
+            await self._publish()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(started + self._interval):
+                    await self._hurry.wait()
+
+    async def published(self, update: int) -> None:
+        """Waits until weights of `update` or a later one are published; from now on without intervals."""
+        self._hurry.set()
+        self.offer()
+        async with self._published:
+            await self._published.wait_for(lambda: self.update >= update)
+
+    async def _publish(self) -> None:
+        snapshot = await self._snapshot()
+        await self._journaled(snapshot.update)
+        self.version = await self._bus.persistently(
+            partial(
+                publish_weights,
+                self._bus,
+                snapshot.data,
+                update=snapshot.update,
+                network_hash=self._network_hash,
+            )
+        )
+        async with self._published:
+            self.update = snapshot.update
+            self._published.notify_all()

@@ -1,0 +1,85 @@
+"""What the learner says of itself: /status, /readyz, and the points of the learning curves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.learner.accounts import Accounts, summary
+from services.learner.rates import Rates, Sample
+from services.learner.training import UpdateMetrics
+from shared.bus.work_queue import QueueState
+
+
+@dataclass
+class Report:
+    """The newest figures, gathered by the service; everything else is derived from them."""
+
+    nats: str  # where the server is
+    is_connected: Callable[[], bool] = lambda: False  # to NATS
+    awaited: list[str] = field(default_factory=list)  # before training can begin
+    has_chunks: bool = False  # a trajectory has come since the start
+    starved_seconds: float = 0.0  # for how long the next batch has been waited for
+    accounts: Accounts = field(default_factory=Accounts)
+    queue: QueueState = field(default_factory=lambda: QueueState(0, 0))
+    held: int = 0  # messages in hand
+    update: UpdateMetrics | None = None  # of the newest update since the start
+    weights_version: int = 0
+    checkpoint: str | None = None  # the newest
+    exit_reason: str | None = None
+    training_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    rates: Rates = field(default_factory=Rates)
+
+    def sample(self, now: float) -> None:
+        """Takes the totals of `now` (monotonic) for the speeds."""
+        accounts = self.accounts
+        self.rates.add(
+            Sample(now, accounts.steps, accounts.updates, self.training_seconds, self.waiting_seconds)
+        )
+
+    def waiting(self) -> list[str]:
+        """What must come before training begins, in words; empty when it has begun."""
+        return [*([] if self.is_connected() else [f"NATS at {self.nats}"]), *self.awaited]
+
+    def status(self) -> dict[str, Any]:
+        """The learner's /status."""
+        starving = ["trajectories"] if self.starved_seconds > 2.0 and not self.waiting() else []
+        update = self.update._asdict() if self.update else dict.fromkeys(UpdateMetrics._fields)
+        return {
+            **summary(self.accounts, self.queue),
+            "seconds": round(self.accounts.seconds, 3),
+            **self.rates.per_second(),
+            "waiting": self.waiting() + starving,
+            "loss": update["total_loss"],
+            **update,
+            "messages_held": self.held,
+            "weights_version": self.weights_version,
+            "checkpoint": self.checkpoint,
+            "exit_reason": self.exit_reason,
+        }
+
+    def curves(self) -> dict[str, float | None]:
+        """A point of each learning curve, by TensorBoard's names."""
+        accounts, rates, update = self.accounts, self.rates.per_second(), self.update
+        points: dict[str, float | None] = {
+            "episodes/mean_return_100": accounts.mean_return_100,
+            "policy_lag/p50": accounts.lag_at(0.5),
+            "policy_lag/p99": accounts.lag_at(0.99),
+            "speed/steps_per_second": rates["steps_per_second"],
+            "speed/updates_per_second": rates["updates_per_second"],
+            "speed/waiting_share": rates["waiting_share"],
+        }
+        if update is not None:
+            points |= {
+                "loss/total": update.total_loss,
+                "loss/policy": update.policy_loss,
+                "loss/baseline": update.baseline_loss,
+                "loss/entropy": update.entropy_loss,
+                "training/entropy": update.entropy,
+                "training/value": update.value,
+                "training/target": update.target,
+                "training/importance_weight": update.rho,
+                "training/gradient_norm": update.gradient_norm,
+                "training/learning_rate": update.learning_rate,
+            }
+        return points

@@ -1,0 +1,75 @@
+"""The learner service: its HTTP endpoints, its connection, its control, around one learner."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import torch
+
+from services.learner.config import LearnerConfig
+from services.learner.learner import Learner
+from services.learner.metrics import LearnerMetrics
+from services.learner.report import Report
+from services.learner.session import check_run_dir
+from shared.bus.beside import beside
+from shared.bus.connection import connected_bus
+from shared.bus.control import publish_status, serve_control
+from shared.http import new_registry, serving_http
+from shared.telemetry import Progress
+
+SERVICE = "learner"
+
+
+class _NothingToEnd(Exception):
+    """Stopped before training began."""
+
+
+async def run(config: LearnerConfig, *, stop: asyncio.Event) -> None:
+    """Trains the run `config.run_id` until it is done or `stop` is set, then saves.
+
+    Raises RunError for a run directory, and ConfigurationError for settings, that are not the run's; Refused
+    when the run has a learner already; TrainingDiverged when a loss or gradient is not finite.
+    """
+    torch.set_num_threads(config.torch_threads)
+    check_run_dir(config)
+    report, progress, registry = Report(nats=config.nats_url), Progress(), new_registry()
+    registry.register(LearnerMetrics(report))
+    me = f"{socket.gethostname()}-{os.getpid()}"
+    async with (
+        serving_http(
+            config.http_host,
+            config.http_port,
+            service=SERVICE,
+            is_ready=report.waiting,
+            status=report.status,
+            registry=registry,
+            progress=progress,
+            watchdog_seconds=config.watchdog_seconds,
+        ),
+        connected_bus(config, run_id=config.run_id, name=SERVICE, patient=True) as bus,
+    ):
+        report.nats, report.is_connected = bus.address, lambda: bus.is_connected
+        learner = Learner(config, bus, report, progress, owner=me)
+        handlers = _handlers(learner, stop)
+        with suppress(_NothingToEnd):
+            async with beside(_heed(stop, learner), serve_control(bus, SERVICE, me, handlers, report.status)):
+                await learner.run()
+                await publish_status(bus, SERVICE, me, report.status())
+
+
+def _handlers(learner: Learner, stop: asyncio.Event) -> dict[str, Callable[[], Awaitable[str]]]:
+    async def stopped() -> str:
+        done = await learner.save() if learner.is_training else "there was nothing to save yet"
+        stop.set()
+        return f"stops; {done}"
+
+    return {"checkpoint": learner.save, "stop": stopped}
+
+
+async def _heed(stop: asyncio.Event, learner: Learner) -> None:
+    await stop.wait()
+    learner.end("stopped")
+    if not learner.is_training:
+        raise _NothingToEnd

@@ -1,0 +1,157 @@
+"""What runs in the training thread: building, restoring, training, saving; knows no asyncio and no NATS."""
+
+from collections.abc import Mapping
+
+import torch
+
+from services.learner.accounts import ACCOUNTS_FILE, Accounts
+from services.learner.batches import TrainingBatch
+from services.learner.config import LearnerConfig
+from services.learner.intake import StateLayout
+from services.learner.publishing import Snapshot
+from services.learner.training import UpdateMetrics, VTraceTrainer
+from shared.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, weights_to_bytes
+from shared.errors import ConfigurationError, RunError
+from shared.networks.build import build_network, resolved_network
+from shared.networks.precision import resolve_device
+from shared.specs import EnvironmentSpec, NetworkSpec, RunSpec
+from shared.telemetry import get_logger
+
+log = get_logger(__name__)
+
+CHECKPOINTS = "checkpoints"
+
+
+def own_spec(config: LearnerConfig, environment: EnvironmentSpec) -> RunSpec:
+    """The spec that a run in `environment` has by this learner's settings."""
+    return RunSpec(
+        environment=environment,
+        network=NetworkSpec(
+            name=resolved_network(config.network, environment),
+            lstm_size=config.lstm_size,
+            frame_stack=config.frame_stack,
+            hidden_sizes=config.hidden_sizes,
+        ),
+        agent=config.agent,
+        unroll=config.unroll,
+        reward_clip=config.reward_clip,
+    )
+
+
+def check_settings(config: LearnerConfig, spec: RunSpec) -> None:
+    """Raises ConfigurationError when this learner's settings are not those of the run's `spec`."""
+    if words := spec.disagreement(own_spec(config, spec.environment)):
+        raise ConfigurationError(f"the learner's settings are not the run's: {words}")
+
+
+def check_run_dir(config: LearnerConfig) -> None:
+    """Creates the run directory. Raises RunError when it cannot, or when it holds a run without `resume`."""
+    directory = config.directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"cannot write run directory {directory}: {error.strerror}") from error
+    if has_begun(config) and not config.resume:
+        raise RunError(f"{directory} holds a run; give --resume to go on with it, or another --run-dir")
+
+
+def has_begun(config: LearnerConfig) -> bool:
+    """Whether the run directory holds a journal or a checkpoint."""
+    directory = config.directory
+    return (directory / ACCOUNTS_FILE).exists() or any((directory / CHECKPOINTS).glob("checkpoint-*"))
+
+
+class Session:
+    """A trainer, restored from the newest checkpoint where there is one. For one thread alone.
+
+    `accounts` are made to say what the weights are. `is_saved`: the newest checkpoint holds these weights.
+    """
+
+    def __init__(self, config: LearnerConfig, spec: RunSpec, accounts: Accounts) -> None:
+        if config.seed is not None:
+            torch.manual_seed(config.seed)
+        self.spec = spec
+        self._directory = config.directory / CHECKPOINTS
+        self._keep = config.keep_checkpoints
+        network = build_network(spec)
+        self.state_layout: StateLayout = [tuple(leaf.shape[1:]) for leaf in network.initial_state(1)]
+        self.trainer = VTraceTrainer(network, config, device=resolve_device(config.device))
+        checkpoint = latest_checkpoint(self._directory)
+        counters: Mapping[str, float] = {}
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            counters = checkpoint.counters
+        accounts.steps = max(accounts.steps, int(counters.get("steps", 0)))
+        accounts.restore(
+            updates=int(counters.get("updates", 0)),
+            effective_updates=int(counters.get("effective_updates", 0)),
+        )
+        self.trainer.updates = accounts.updates
+        self._rolled_back = accounts.rolled_back
+        self.is_saved = counters.get("updates") == accounts.updates
+
+    def train(self, batch: TrainingBatch, *, steps: int) -> UpdateMetrics:
+        """One update, after `steps` consumed steps. Raises TrainingDiverged."""
+        self.is_saved = False
+        return self.trainer.train(batch, steps=steps)
+
+    def snapshot(self) -> Snapshot:
+        """The weights to publish. Raises TrainingDiverged when one is not finite."""
+        return Snapshot(weights_to_bytes(self.trainer.weights()), self.trainer.updates)
+
+    def save(self, *, steps: int) -> tuple[str, int]:
+        """Saves a checkpoint unless the newest one is the same; what it is called, and its update.
+
+        Raises TrainingDiverged when a weight is not finite, and RunError when it cannot be written.
+        """
+        updates = self.trainer.updates
+        if not self.is_saved:
+            try:
+                self._save(updates, steps)
+            except OSError as error:
+                raise RunError(f"cannot write checkpoint in {self._directory}: {error.strerror}") from error
+            self.is_saved = True
+        return f"checkpoint-{updates:012d}", updates
+
+    def _save(self, updates: int, steps: int) -> None:
+        save_checkpoint(
+            self._directory,
+            spec=self.spec,
+            weights=self.trainer.weights(),
+            optimizer_state=self.trainer.optimizer_state(),
+            counters={
+                "updates": updates,
+                "effective_updates": updates - self._rolled_back,
+                "steps": steps,
+            },
+            rng=_rng_state(),
+            keep=self._keep,
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if words := self.spec.disagreement(checkpoint.spec):
+            raise RunError(f"{checkpoint.path} is of another run: {words}")
+        try:
+            self.trainer.load(checkpoint.weights, checkpoint.optimizer)
+        except (KeyError, RuntimeError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise RunError(f"{checkpoint.path} does not fit the network or its optimizer: {text}") from error
+        _set_rng_state(checkpoint.rng)
+        log.info("restored", checkpoint=str(checkpoint.path), updates=checkpoint.counters.get("updates"))
+
+
+def _rng_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,239 @@
+"""The accounts must add up after a crash at any moment: every moment is tried."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from services.learner.accounts import (
+    ACCOUNTS_FILE,
+    Accounts,
+    load_accounts,
+    summary,
+    write_accounts,
+)
+from services.learner.rows import Outcome
+from shared.errors import RunError
+
+STEPS = 10  # of every message
+
+
+@dataclass
+class FakeQueue:
+    """A work queue: messages stay until they are acknowledged."""
+
+    last_sequence: int = 0
+    queued: dict[int, bool] = field(default_factory=dict)  # sequence -> delivered before
+
+    @property
+    def messages(self) -> int:
+        return len(self.queued)
+
+    def publish(self, count: int) -> None:
+        for _ in range(count):
+            self.last_sequence += 1
+            self.queued[self.last_sequence] = False
+
+    def deliver(self, sequence: int) -> bool:
+        """Whether it was delivered before."""
+        before, self.queued[sequence] = self.queued[sequence], True
+        return before
+
+
+def learn(queue: FakeQueue, run_dir: Path, batch: int = 3) -> Iterator[str]:
+    """A learner that yields at every point where it could be killed."""
+    accounts = load_accounts(run_dir)
+    yield "loaded"
+    accounts.resolve([sequence for sequence in accounts.pending if sequence in queue.queued])
+    accounts.settle_queue(queue, known=True)
+    while queue.queued:
+        sequences = list(queue.queued)[:batch]
+        outcomes = []
+        for index, sequence in enumerate(sequences):
+            again = queue.deliver(sequence)
+            reason = "lag" if index == 2 else None
+            outcomes.append(Outcome(sequence, reason, steps=STEPS, lag=index, redelivered=again))
+            yield "delivered"
+        accounts.updates += 1
+        yield "trained"
+        accounts.count(outcomes)
+        yield "counted"
+        write_accounts(run_dir, accounts.to_json())
+        yield "written"
+        for sequence in sequences:
+            del queue.queued[sequence]
+            yield "acknowledged"
+        accounts.confirm(sequences)
+        yield "confirmed"
+    write_accounts(run_dir, accounts.to_json())
+    yield "done"
+
+
+def check(queue: FakeQueue, run_dir: Path) -> Accounts:
+    accounts = load_accounts(run_dir)
+    assert not queue.queued
+    assert accounts.pending == {}
+    assert accounts.accounted == queue.last_sequence
+    assert accounts.refused["lost"] == 0
+    assert accounts.steps == STEPS * accounts.accounted
+    assert accounts.lags.total() == accounts.trained
+    return accounts
+
+
+def test_the_accounts_add_up_after_a_crash_at_every_point(tmp_path: Path) -> None:
+    length = len(list(learn(FakeQueue(7, dict.fromkeys(range(1, 8), False)), _fresh(tmp_path, "count"))))
+    for crash in range(length):
+        run_dir = _fresh(tmp_path, f"crash{crash}")
+        queue = FakeQueue()
+        queue.publish(7)
+        learner = learn(queue, run_dir)
+        point = [next(learner) for _ in range(crash + 1)][-1]
+        in_doubt = list(queue.queued.values()).count(True)
+        learner.close()
+        queue.publish(2)
+        for _ in learn(queue, run_dir):
+            pass
+        accounts = check(queue, run_dir)
+        assert accounts.redelivered == in_doubt, point
+
+
+def test_the_accounts_add_up_after_many_crashes_at_random_points(tmp_path: Path) -> None:
+    for seed in range(200):
+        chance = random.Random(seed)
+        run_dir, queue = _fresh(tmp_path, f"run{seed}"), FakeQueue()
+        for _ in range(6):
+            queue.publish(chance.randrange(6))
+            learner = learn(queue, run_dir, batch=chance.randrange(1, 5))
+            for _ in range(chance.randrange(40)):
+                next(learner, None)
+            learner.close()
+        for _ in learn(queue, run_dir):
+            pass
+        check(queue, run_dir)
+
+
+def test_a_queue_that_was_made_anew_continues_the_run(tmp_path: Path) -> None:
+    accounts = Accounts(trained=40, refused={"lag": 2})
+    queue = FakeQueue()
+    queue.publish(3)
+    accounts.settle_queue(queue, known=True)
+    assert summary(accounts, queue)["chunks"]["published"] == 45
+    accounts.settle_queue(queue, known=True)
+    assert summary(accounts, queue)["chunks"]["published"] == 45
+
+
+def test_messages_that_another_run_directory_consumed_are_named() -> None:
+    queue = FakeQueue(last_sequence=9, queued={9: False})
+    with pytest.raises(RunError, match="8 chunks of this run were consumed by a learner with another"):
+        Accounts().settle_queue(queue, known=False)
+
+
+def test_messages_that_vanished_from_the_queue_count_as_refused_and_lost() -> None:
+    accounts = Accounts(trained=5)
+    accounts.settle_queue(FakeQueue(last_sequence=9, queued={9: False}), known=True)
+    assert accounts.refused["lost"] == 3
+    assert accounts.accounted == 8
+
+
+def test_updates_after_the_checkpoint_are_rolled_back_once_however_often_the_learner_dies() -> None:
+    accounts = Accounts(updates=100)
+    accounts.restore(updates=90, effective_updates=90)
+    assert (accounts.updates, accounts.rolled_back, accounts.effective_updates) == (100, 10, 90)
+    accounts.restore(updates=90, effective_updates=90)
+    assert (accounts.updates, accounts.rolled_back) == (100, 10)
+    accounts.updates += 5
+    accounts.restore(updates=90, effective_updates=90)
+    assert (accounts.updates, accounts.rolled_back) == (105, 15)
+    accounts.updates += 5
+    accounts.restore(updates=108, effective_updates=93)
+    assert (accounts.updates, accounts.rolled_back) == (110, 17)
+
+
+def test_a_checkpoint_ahead_of_the_journal_loses_nothing() -> None:
+    accounts = Accounts(updates=100, rolled_back=4)
+    accounts.restore(updates=101, effective_updates=97)
+    assert (accounts.updates, accounts.rolled_back) == (101, 4)
+
+
+def test_an_unacknowledged_message_leaves_the_counts_as_if_it_had_never_come() -> None:
+    accounts = Accounts()
+    before = Accounts()
+    accounts.count([Outcome(4, None, steps=3, redelivered=True), Outcome(5, "lag", steps=2)])
+    assert (accounts.redelivered, accounts.trained, accounts.steps) == (1, 1, 5)
+    accounts.resolve(still_queued=[4, 5])
+    assert accounts.to_json() == before.to_json()
+
+
+def test_the_lag_quantiles_are_those_of_the_trained_messages() -> None:
+    accounts = Accounts()
+    assert accounts.lag_at(0.5) is None
+    accounts.count(Outcome(i, None, lag=lag) for i, lag in enumerate([0] * 50 + [1] * 48 + [7, 9]))
+    accounts.count([Outcome(1000, "lag", lag=500)])
+    assert [accounts.lag_at(q) for q in (0.5, 0.51, 0.98, 0.99, 1.0)] == [0, 1, 1, 7, 9]
+
+
+def test_a_withdrawn_message_leaves_no_lag_behind() -> None:
+    accounts = Accounts()
+    accounts.count([Outcome(1, None, lag=3), Outcome(2, None, lag=9)])
+    accounts.resolve(still_queued=[2])
+    assert accounts.lag_at(1.0) == 3
+    assert accounts.pending == {}
+
+
+def test_the_mean_return_is_of_the_last_hundred_episodes() -> None:
+    accounts = Accounts()
+    assert accounts.mean_return_100 is None
+    accounts.count_episodes([1000.0] * 50)
+    accounts.count_episodes([2.0] * 99 + [4.0])
+    assert accounts.mean_return_100 == pytest.approx(2.02)
+    assert accounts.episodes == 150
+
+
+def test_the_journal_holds_everything(tmp_path: Path) -> None:
+    accounts = Accounts(updates=3, seconds=1.5, rolled_back=1, earlier_queues=2)
+    accounts.count([Outcome(1, None, 5, 2, True), Outcome(2, "spec", 7), Outcome(3, "undecodable")])
+    accounts.count_episodes([1.0, -2.5])
+    write_accounts(tmp_path, accounts.to_json(), durable=True)
+    assert load_accounts(tmp_path) == accounts
+
+
+def test_a_run_without_a_journal_has_empty_accounts(tmp_path: Path) -> None:
+    assert load_accounts(tmp_path) == Accounts()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format_version": 99}', b"\xff\x00"])
+def test_a_damaged_journal_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ACCOUNTS_FILE).write_bytes(content)
+    with pytest.raises(RunError, match=r"cannot read the accounts .*accounts\.json"):
+        load_accounts(tmp_path)
+
+
+def test_the_summary_has_its_names_and_adds_up() -> None:
+    accounts, queue = Accounts(updates=2, rolled_back=1), FakeQueue()
+    accounts.count([Outcome(1, None, 5, 2, True), Outcome(2, "spec", 7)])
+    queue.publish(3)
+    queue.queued = {3: False}
+    assert summary(accounts, queue) == {
+        "steps": 12,
+        "updates": 2,
+        "episodes": 0,
+        "mean_return_100": None,
+        "policy_lag": {"p50": 2, "p99": 2, "max": 2},
+        "chunks": {
+            "published": 3,
+            "trained": 1,
+            "refused": 1,
+            "refused_by_reason": {"lag": 0, "spec": 1, "undecodable": 0, "lost": 0},
+            "queued": 1,
+            "redelivered": 1,
+            "rolled_back": 1,
+        },
+    }
+
+
+def _fresh(tmp_path: Path, name: str) -> Path:
+    directory = tmp_path / name
+    directory.mkdir()
+    return directory
