@@ -44,14 +44,13 @@ class PromptTransport(TcpTransport):
 
     async def wait_closed(self) -> None:
         """Waits for a clean close, for a second at most."""
-        try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await super().wait_closed()  # type: ignore[no-untyped-call]
-        except TimeoutError:
-            if self._io_writer is not None:
-                self._io_writer.transport.abort()
-        except OSError:
-            pass  # closed by the peer first: as closed as it can be
+        # Not cancelled at the timeout: every waiter waits on the same future, and would be cancelled with it.
+        closing = asyncio.ensure_future(super().wait_closed())  # type: ignore[no-untyped-call]
+        closed, _ = await asyncio.wait({closing}, timeout=_CLOSE_SECONDS)
+        if not closed and self._io_writer is not None:
+            self._io_writer.transport.abort()
+            await asyncio.wait({closing})
+        closing.exception()  # retrieved; a connection that the peer cut is as closed as it can be
 
 
 class PromptClient(Client):

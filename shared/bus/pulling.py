@@ -22,7 +22,10 @@ from shared.errors import ConnectionFailed
 _SERVER_SECONDS = 1.0
 """How much later than a request's end the server's word about it may come."""
 _LEAST_SECONDS = 0.01
+_MAX_BYTES = 32 * 2**20
+"""Of one request's messages; the server cuts the connection of who has 64 MB on the way (its max_pending)."""
 _DONE = ("404", "408")  # no more messages; time is up
+_ENOUGH_BYTES = "Message Size Exceeds MaxBytes"
 
 _numbers = itertools.count()
 
@@ -41,8 +44,9 @@ class Puller:
     async def fetch(self, max_messages: int, timeout: float) -> list[Msg]:
         """What is there, at most `max_messages`; where nothing is, the next that comes within `timeout`.
 
-        Empty when nothing came in `timeout` seconds, whatever the reason: a server that is away, or a
-        stream that does not exist, is tried again within the call and in the next.
+        Large messages come some at a time, 32 MiB or so. Empty when nothing came in `timeout` seconds,
+        whatever the reason: a server that is away, or a stream that does not exist, is tried again within
+        the call and in the next.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -128,7 +132,12 @@ class _Inbox:
         """Appends to `messages` as they come; whether the request ended as it should."""
         reply = f"{self._subject}.{next(_numbers)}"
         # no_wait with expires: what is there at once, else the first to come, and then an end.
-        request = {"batch": max_messages, "no_wait": True, "expires": int(timeout * 1e9)}
+        request = {
+            "batch": max_messages,
+            "no_wait": True,
+            "expires": int(timeout * 1e9),
+            "max_bytes": max(_MAX_BYTES, 2 * self._bus.nc.max_payload),
+        }
         lost = self._bus.nc.lost
         lost.add_done_callback(self._on_lost)
         try:
@@ -138,11 +147,12 @@ class _Inbox:
                 message = await self._arrived.get()
                 if message is None:
                     return False
-                status = (message.headers or {}).get("Status")
+                headers = message.headers or {}
+                status = headers.get("Status")
                 if status is None:
                     messages.append(message)
                 elif message.subject == reply:
-                    return status in _DONE
+                    return status in _DONE or headers.get("Description") == _ENOUGH_BYTES
             return True
         finally:
             lost.remove_done_callback(self._on_lost)

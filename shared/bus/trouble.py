@@ -1,5 +1,6 @@
 """What counts as trouble with the connection, which passes, and what as a refusal, which does not."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,6 +59,8 @@ def words(error: BaseException) -> str:
         return "JetStream does not answer (is it enabled? nats-server -js)"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, ConnectionError) and error.errno:
+        return os.strerror(error.errno)
     if isinstance(error, nats.errors.ConnectionReconnectingError):
         return "not connected"
     return str(error).removeprefix("nats: ").strip("'") or type(error).__name__

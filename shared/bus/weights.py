@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import nats.errors
 import orjson
@@ -54,23 +55,18 @@ class _Manifest:
 
 async def publish_weights(bus: Bus, data: bytes, *, update: int, network_hash: str) -> int:
     """Publishes one set; returns its version. Raises ConnectionFailed, after which no one sees the set."""
-    digest = await _sha256(data)
-    size = min(MAX_PART_BYTES, bus.max_payload)
-    pieces = [data[start : start + size] for start in range(0, len(data), size)]
-    try:
-        parts = await _published_parts(bus, pieces)
-    except _NoStream:
-        await ensure_run(bus)
-        parts = await _published_parts(bus, pieces)
     manifest = {
         "format_version": WEIGHTS_FORMAT_VERSION,
         "update": update,
         "network_hash": network_hash,
-        "parts": parts,
         "bytes": len(data),
-        "sha256": digest,
+        "sha256": await _sha256(data),
     }
-    return await _publish(bus, bus.subjects.weights_manifest, orjson.dumps(manifest))
+    try:
+        return await _publish_set(bus, data, manifest)
+    except _NoStream:
+        await ensure_run(bus)
+        return await _publish_set(bus, data, manifest)
 
 
 class WeightsReader:
@@ -181,12 +177,14 @@ class _NoStream(ConnectionFailed):
     """Nobody keeps what is published: the stream does not exist."""
 
 
-async def _published_parts(bus: Bus, pieces: list[bytes]) -> list[int]:
-    numbers: list[int] = []
+async def _publish_set(bus: Bus, data: bytes, manifest: dict[str, Any]) -> int:
+    size = min(MAX_PART_BYTES, bus.max_payload)
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    parts: list[int] = []
     for some in _in_flight(tuple(range(len(pieces)))):
         publishing = (_publish(bus, bus.subjects.weights_part(part), pieces[part]) for part in some)
-        numbers += await asyncio.gather(*publishing)
-    return numbers
+        parts += await asyncio.gather(*publishing)
+    return await _publish(bus, bus.subjects.weights_manifest, orjson.dumps({**manifest, "parts": parts}))
 
 
 async def _publish(bus: Bus, subject: str, data: bytes) -> int:

@@ -5,6 +5,7 @@ a message leaves it only by its acknowledgement. `max_msgs` is its only limit: t
 server acknowledges messages that it did not keep (nats-server issue 4771).
 """
 
+import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -23,6 +24,7 @@ from shared.errors import ChunkError, ConnectionFailed, QueueFull
 
 ACK_WAIT_SECONDS = 10.0
 DUPLICATE_WINDOW_SECONDS = 120.0
+_ACK_SECONDS = 2.0
 _MAX_MESSAGE_ID = 512
 _SIZE_KEY = "queue_max_messages"
 
@@ -151,14 +153,19 @@ class QueueMessage:
             await self._bus.nc.publish(self._reply, word)
 
     async def _confirmed(self, word: bytes) -> None:
+        if self._last_word is not None:
+            return
+
         async def confirm() -> None:
-            await self._puller.ensure()
-            try:
-                with trouble(f"acknowledgement of message {self.sequence}"):
-                    await self._bus.nc.request(self._reply, word, timeout=API_TIMEOUT_SECONDS)
-            except ConnectionFailed:
-                self._puller.doubt()
-                raise
+            with trouble(f"acknowledgement of message {self.sequence}"):
+                try:
+                    await self._bus.nc.request(self._reply, word, timeout=_ACK_SECONDS)
+                except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
+                    # A consumer that was lost, and made again, knows nothing of what it had delivered.
+                    self._puller.doubt()
+                    if await is_queued(self._bus, self.sequence):
+                        stream = self._bus.subjects.trajectories_stream
+                        await self._bus.js.delete_msg(stream, self.sequence)
 
         await self._bus.persistently(confirm)
         self._last_word = word
@@ -188,15 +195,22 @@ class QueueConsumer:
 
         Empty when nothing came in time, for whatever reason; never raises for trouble with the connection.
         """
-        fetched = []
-        for message in await self._puller.fetch(max_messages, timeout):
-            held = self._in_hand.get(message.metadata.sequence.stream)
-            if held is not None and await held.came_again(message):
-                continue
-            new = QueueMessage(message, self._bus, self._puller)
-            self._in_hand[new.sequence] = new
-            fetched.append(new)
-        return fetched
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            messages = await self._puller.fetch(max_messages, timeout)
+            fetched = [message for message in messages if not await self._is_in_hand(message)]
+            timeout = deadline - asyncio.get_running_loop().time()
+            if fetched or timeout <= 0:
+                return [self._taken(message) for message in fetched]
+
+    async def _is_in_hand(self, message: Msg) -> bool:
+        held = self._in_hand.get(message.metadata.sequence.stream)
+        return held is not None and await held.came_again(message)
+
+    def _taken(self, message: Msg) -> QueueMessage:
+        taken = QueueMessage(message, self._bus, self._puller)
+        self._in_hand[taken.sequence] = taken
+        return taken
 
 
 async def _ensure_size(bus: Bus, max_messages: int) -> None:

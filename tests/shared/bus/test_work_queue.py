@@ -1,0 +1,410 @@
+import asyncio
+import gc
+import time
+
+import pytest
+from structlog.testing import capture_logs
+
+from shared.bus.connection import Bus
+from shared.bus.streams import stream_info
+from shared.bus.work_queue import (
+    QueueConsumer,
+    QueueMessage,
+    QueueState,
+    ensure_queue,
+    is_queued,
+    publish_chunk,
+    queue_state,
+)
+from shared.errors import ChunkError, ConnectionFailed, QueueFull
+from tests.support.nats import NatsRun, OwnNats
+from tests.support.waiting import eventually
+
+
+async def fetch_all(consumer: QueueConsumer, count: int) -> list[QueueMessage]:
+    """Fetches until there are `count` messages."""
+    messages: list[QueueMessage] = []
+    async with asyncio.timeout(30):
+        while len(messages) < count:
+            messages += await consumer.fetch(count - len(messages), timeout=1)
+    return messages
+
+
+async def size_of(bus: Bus) -> int | None:
+    info = await stream_info(bus, bus.subjects.trajectories_stream)
+    return info.config.max_msgs if info else None
+
+
+async def test_messages_arrive_in_order_and_leave_the_queue_when_acknowledged(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        sequences = [await publish_chunk(bus, b"%d" % i, f"m/{i}") for i in range(3)]
+        messages = await fetch_all(QueueConsumer(bus), 3)
+        assert [message.data for message in messages] == [b"0", b"1", b"2"]
+        assert [message.sequence for message in messages] == sequences == [1, 2, 3]
+        assert not any(message.redelivered for message in messages)
+        assert await queue_state(bus) == QueueState(last_sequence=3, messages=3)
+        for left, message in zip([2, 1, 0], messages, strict=True):
+            await message.ack()
+            assert await queue_state(bus) == QueueState(last_sequence=3, messages=left)
+
+
+async def test_a_full_queue_refuses_until_a_message_is_acknowledged(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 2)
+        await publish_chunk(bus, b"0", "m/0")
+        await publish_chunk(bus, b"1", "m/1")
+        for _ in range(3):
+            with pytest.raises(QueueFull):
+                await publish_chunk(bus, b"2", "m/2")
+        (message,) = await fetch_all(QueueConsumer(bus), 1)
+        with pytest.raises(QueueFull):  # in hand is not out of the queue
+            await publish_chunk(bus, b"2", "m/2")
+        await message.ack()
+        # What was refused three times is kept now, and not taken for a duplicate of itself.
+        assert await publish_chunk(bus, b"2", "m/2") == 3
+        assert await queue_state(bus) == QueueState(last_sequence=3, messages=2)
+
+
+async def test_a_message_sent_twice_is_kept_once(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        first = await publish_chunk(bus, b"0", "m/0")
+        assert await publish_chunk(bus, b"0", "m/0") == first
+        (message,) = await fetch_all(QueueConsumer(bus), 1)
+        await message.ack()
+        assert await publish_chunk(bus, b"0", "m/0") == first  # also after it was taken
+        assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
+
+
+async def test_the_last_sequence_counts_exactly_what_was_kept(nats: NatsRun) -> None:
+    """Refusals, duplicates and acknowledgements, from several publishers at once."""
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 5)
+        refused = 0
+
+        async def publish(publisher: int) -> None:
+            nonlocal refused
+            for number in range(20):
+                while True:
+                    try:
+                        await publish_chunk(bus, bytes(1000), f"{publisher}/{number}")
+                        break
+                    except QueueFull:
+                        refused += 1
+                        await asyncio.sleep(0.001)
+                if number % 3 == 0:
+                    await publish_chunk_again(publisher, number)
+
+        async def publish_chunk_again(publisher: int, number: int) -> None:
+            try:
+                await publish_chunk(bus, bytes(1000), f"{publisher}/{number}")
+            except QueueFull:
+                pytest.fail("a duplicate is no new message")
+
+        async def consume() -> list[int]:
+            consumer, taken = QueueConsumer(bus), []
+            while len(taken) < 60:
+                for message in await consumer.fetch(3, timeout=5):
+                    taken.append(message.sequence)
+                    await message.ack()
+            return taken
+
+        *_, taken = await asyncio.gather(*(publish(i) for i in range(3)), consume())
+        assert refused > 0
+        assert taken == list(range(1, 61))
+        assert await queue_state(bus) == QueueState(last_sequence=60, messages=0)
+
+
+async def test_the_queue_knows_which_messages_it_holds(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        assert not await is_queued(bus, 1)  # no queue yet
+        assert await queue_state(bus) == QueueState(0, 0)
+        await ensure_queue(bus, 10)
+        for i in range(4):
+            await publish_chunk(bus, b"", f"m/{i}")
+        messages = await fetch_all(QueueConsumer(bus), 3)
+        await messages[1].ack()
+        held = [await is_queued(bus, sequence) for sequence in range(6)]
+        assert held == [False, True, False, True, True, False]
+        for message in messages:
+            await message.ack()
+        assert [await is_queued(bus, sequence) for sequence in range(6)] == [False] * 4 + [True, False]
+
+
+async def test_a_message_is_gone_as_soon_as_its_acknowledgement_returns(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        consumer = QueueConsumer(bus)
+        for i in range(200):
+            sequence = await publish_chunk(bus, b"", f"m/{i}")
+            (message,) = await fetch_all(consumer, 1)
+            await message.ack()
+            assert not await is_queued(bus, sequence)
+
+
+async def test_a_message_that_nobody_can_use_is_taken_out_too(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        await publish_chunk(bus, b"", "m")
+        (message,) = await fetch_all(QueueConsumer(bus), 1)
+        await message.term()
+        assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
+
+
+async def test_a_queue_grows_and_never_shrinks(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        for wanted, size in [(3, 3), (10, 10), (5, 10)]:
+            await ensure_queue(bus, wanted)
+            assert await size_of(bus) == size
+
+
+async def test_many_who_make_the_queue_at_once_get_the_largest(nats: NatsRun) -> None:
+    async with nats.bus() as one, nats.bus() as other:
+        for round_ in range(5):
+            wanted = [round_ * 20 + i for i in (7, 3, 19, 1, 12, 18)]
+            await asyncio.gather(*(ensure_queue((one, other)[i % 2], size) for i, size in enumerate(wanted)))
+            assert await size_of(one) == max(wanted)
+
+
+async def test_max_msgs_is_the_only_limit_of_the_queue(nats: NatsRun) -> None:
+    """With max_bytes beside it, the server acknowledges messages that it did not keep."""
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        info = await stream_info(bus, bus.subjects.trajectories_stream)
+        assert info is not None
+        assert (info.config.max_msgs, info.config.max_bytes, info.config.max_age) == (3, -1, 0)
+        assert (info.config.retention, info.config.discard) == ("workqueue", "new")
+
+
+async def test_large_messages_are_not_dropped(nats: NatsRun) -> None:
+    """More waits than the client's limits for a subscription and the server's for a connection allow."""
+    async with nats.bus() as bus:
+        count, data = 18, bytes(bus.max_payload)
+        await ensure_queue(bus, count)
+        for i in range(count):
+            await publish_chunk(bus, data, f"m/{i}")
+        with capture_logs() as logs:
+            messages = await fetch_all(QueueConsumer(bus), count)
+        assert [message.sequence for message in messages] == list(range(1, count + 1))
+        assert all(len(message.data) == len(data) for message in messages)
+        assert logs == []  # the server cuts the connection of who lets too much wait
+        for message in messages:
+            await message.ack()
+
+
+async def test_a_message_too_large_for_the_server_is_refused_before_it_is_sent(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 1)
+        with pytest.raises(ChunkError, match="takes 8,387,584 at most"):
+            await publish_chunk(bus, bytes(bus.max_payload + 1), "m")
+        await publish_chunk(bus, bytes(bus.max_payload), "m" * 512)
+        assert bus.is_connected
+
+
+async def test_fetching_returns_what_is_there_without_waiting_for_more(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for i in range(3):
+            await publish_chunk(bus, b"", f"m/{i}")
+        async with asyncio.timeout(10):
+            assert len(await QueueConsumer(bus).fetch(10, timeout=60)) == 3
+
+
+async def test_fetching_returns_the_first_message_that_comes(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        consumer = QueueConsumer(bus)
+        assert await consumer.fetch(10, timeout=0) == []
+        fetching = asyncio.create_task(consumer.fetch(10, timeout=60))
+        await asyncio.sleep(0.05)  # it waits by now; nothing breaks if it does not
+        await publish_chunk(bus, b"", "m")
+        assert len(await asyncio.wait_for(fetching, 10)) == 1
+
+
+async def test_fetching_gives_up_in_time(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        consumer = QueueConsumer(bus)
+        for timeout in (0.0, 0.3):
+            started = time.monotonic()
+            assert await consumer.fetch(10, timeout) == []
+            assert timeout <= time.monotonic() - started < timeout + 1
+
+
+async def test_a_consumer_waits_for_a_queue_that_is_not_there_yet(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        consumer = QueueConsumer(bus)
+        assert await consumer.fetch(1, timeout=0.1) == []
+        fetching = asyncio.create_task(consumer.fetch(1, timeout=30))
+        await ensure_queue(bus, 1)
+        await publish_chunk(bus, b"", "m")
+        assert len(await asyncio.wait_for(fetching, 10)) == 1
+
+
+async def test_what_a_dead_consumer_held_goes_to_the_next(nats: NatsRun) -> None:
+    async with nats.bus() as bus, nats.bus() as heir:
+        await ensure_queue(bus, 3)
+        await publish_chunk(bus, b"0", "m/0")
+        dead = await fetch_all(QueueConsumer(bus, ack_wait=0.3), 1)
+        (message,) = await fetch_all(QueueConsumer(heir, ack_wait=0.3), 1)
+        assert (message.data, message.redelivered) == (b"0", True)
+        assert dead[0].sequence == message.sequence
+
+
+async def test_work_in_progress_is_not_given_to_another(nats: NatsRun) -> None:
+    async with nats.bus() as bus, nats.bus() as other:
+        await ensure_queue(bus, 3)
+        await publish_chunk(bus, b"0", "m/0")
+        (message,) = await fetch_all(QueueConsumer(bus, ack_wait=0.5), 1)
+        fetching = asyncio.create_task(QueueConsumer(other, ack_wait=0.5).fetch(1, timeout=1.5))
+        while not fetching.done():
+            await message.in_progress()
+            await asyncio.wait({fetching}, timeout=0.1)
+        assert fetching.result() == []
+        await message.ack()
+
+
+async def test_a_message_in_hand_is_not_returned_twice(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        await publish_chunk(bus, b"0", "m/0")
+        consumer = QueueConsumer(bus, ack_wait=0.1)
+        (message,) = await fetch_all(consumer, 1)
+        assert await consumer.fetch(1, timeout=0.5) == []  # the server sent it again, several times
+        await message.ack()
+        assert await queue_state(bus) == QueueState(1, 0)
+
+
+async def test_a_message_that_was_dropped_comes_again(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        await publish_chunk(bus, b"0", "m/0")
+        consumer = QueueConsumer(bus, ack_wait=0.1)
+        await fetch_all(consumer, 1)
+        gc.collect()
+        (message,) = await fetch_all(consumer, 1)
+        assert message.redelivered
+
+
+async def test_a_message_given_back_comes_again_at_once(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        await publish_chunk(bus, b"0", "m/0")
+        consumer = QueueConsumer(bus)
+        (message,) = await fetch_all(consumer, 1)
+        await message.nak()
+        (again,) = await asyncio.wait_for(fetch_all(consumer, 1), 5)  # not after ack_wait
+        assert again.sequence == message.sequence
+
+
+async def test_what_a_cancelled_fetch_had_received_comes_again_at_once(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for i in range(3):
+            await publish_chunk(bus, b"", f"m/{i}")
+        consumer = QueueConsumer(bus)
+        for steps in range(40):  # cancelled at every point
+            fetching = asyncio.create_task(consumer.fetch(5, timeout=60))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            fetching.cancel()
+            await asyncio.wait({fetching})
+            if not fetching.cancelled():
+                for message in fetching.result():
+                    await message.nak()
+        messages = await asyncio.wait_for(fetch_all(consumer, 3), 5)  # not after ack_wait
+        assert sorted(message.sequence for message in messages) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_everything_survives_a_restart_of_the_server(own_nats: OwnNats, end: str) -> None:
+    async with own_nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        for i in range(2):
+            await publish_chunk(bus, b"%d" % i, f"m/{i}")
+        consumer = QueueConsumer(bus)
+        (held,) = await fetch_all(consumer, 1)
+        fetching = asyncio.create_task(consumer.fetch(1, timeout=60))
+        (other,) = await asyncio.wait_for(fetching, 10)
+        await (own_nats.stop() if end == "stop" else own_nats.kill())
+        waiting = asyncio.create_task(consumer.fetch(1, timeout=60))
+        acknowledging = asyncio.create_task(held.ack())
+        with pytest.raises(ConnectionFailed):
+            await publish_chunk(bus, b"2", "m/2")
+        await own_nats.start()
+        await asyncio.wait_for(acknowledging, 10)
+        assert await publish_chunk(bus, b"2", "m/2") == 3
+        (message,) = await asyncio.wait_for(waiting, 15)
+        assert message.data == b"2"
+        await message.ack()
+        await other.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=3, messages=0)
+
+
+async def test_fetching_returns_in_time_while_the_server_is_away_or_stands_still(own_nats: OwnNats) -> None:
+    async with own_nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        consumer = QueueConsumer(bus)
+        assert await consumer.fetch(1, timeout=0.1) == []
+        own_nats.freeze()
+        for _ in range(2):
+            started = time.monotonic()
+            assert await consumer.fetch(1, timeout=0.2) == []
+            assert time.monotonic() - started < 3
+        own_nats.thaw()
+        await publish_chunk(bus, b"", "m")
+        assert len(await fetch_all(consumer, 1)) == 1
+        await own_nats.kill()
+        started = time.monotonic()
+        assert await consumer.fetch(1, timeout=0.2) == []
+        assert time.monotonic() - started < 3
+
+
+async def test_a_consumer_that_was_removed_is_made_again(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        await publish_chunk(bus, b"", "m/0")
+        consumer = QueueConsumer(bus)
+        (message,) = await fetch_all(consumer, 1)
+        await bus.js.delete_consumer(bus.subjects.trajectories_stream, bus.subjects.trajectories_consumer)
+        await asyncio.wait_for(message.ack(), 10)
+        assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
+        await publish_chunk(bus, b"1", "m/1")
+        (message,) = await fetch_all(consumer, 1)
+        await message.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=2, messages=0)
+
+
+async def test_a_message_that_a_new_consumer_does_not_know_is_acknowledged_all_the_same(
+    nats: NatsRun,
+) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        await publish_chunk(bus, b"", "m/0")
+        (message,) = await fetch_all(QueueConsumer(bus), 1)
+        stream, consumer = bus.subjects.trajectories_stream, bus.subjects.trajectories_consumer
+        await bus.js.delete_consumer(stream, consumer)
+        await bus.js.add_consumer(stream, durable_name=consumer)
+        await asyncio.wait_for(message.ack(), 10)
+        await message.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
+
+
+async def test_publishing_without_a_queue_is_trouble_that_passes(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        with pytest.raises(ConnectionFailed, match="nobody there answers"):
+            await publish_chunk(bus, b"", "m")
+
+
+async def test_two_runs_on_one_server_do_not_meet(nats: NatsRun) -> None:
+    async with nats.bus() as bus, nats.bus(run_id=f"{nats.run_id}-2") as other:
+        for each in (bus, other):
+            await ensure_queue(each, 1)
+        await publish_chunk(bus, b"mine", "m")
+        assert await publish_chunk(other, b"theirs", "m") == 1  # neither full nor a duplicate
+        for each, data in ((bus, b"mine"), (other, b"theirs")):
+            (message,) = await fetch_all(QueueConsumer(each), 1)
+            assert message.data == data
+            await message.ack()
+        await eventually(lambda: bus.is_connected)
