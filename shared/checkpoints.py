@@ -1,0 +1,242 @@
+"""Checkpoints of a run: written whole or not at all, hashed, and read without executing code.
+
+A checkpoint is a directory `checkpoint-<updates>` with these files::
+
+    spec.json            the run's spec
+    model.safetensors    the weights
+    optimizer.pt         the optimizer's state: tensors and plain numbers (loaded with weights_only)
+    rng.safetensors      states of random generators
+    counters.json        numbers, `updates` among them
+    manifest.json        the SHA-256 of each of these
+"""
+
+import hashlib
+import io
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from shared.errors import RunError
+from shared.specs import RunSpec
+
+CHECKPOINT_FORMAT_VERSION = 1
+
+_FILES = ("spec.json", "model.safetensors", "optimizer.pt", "rng.safetensors", "counters.json")
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d{12,})(~?)")  # with ~: replaced by another of the same update
+_TEMPORARY = ".unfinished-"
+
+log = logging.getLogger(__name__)
+
+
+class _Damaged(Exception):
+    """What is wrong with a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training goes on from; all tensors on the CPU."""
+
+    spec: RunSpec
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    counters: dict[str, int | float]
+    rng: dict[str, Tensor]
+    path: Path
+
+
+def save_checkpoint(
+    directory: Path,
+    *,
+    spec: RunSpec,
+    weights: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Any],
+    counters: Mapping[str, int | float],
+    rng: Mapping[str, Tensor],
+    keep: int,
+) -> Path:
+    """Saves `<directory>/checkpoint-<counters["updates"]>` and returns its path once it is on the disk.
+
+    Another of the same update is replaced. Afterwards all but this and the `keep` − 1 before it are removed,
+    and what earlier writers left unfinished. One writer at a time. Raises OSError when it cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    optimizer = io.BytesIO()
+    torch.save(_on_cpu(dict(optimizer_state)), optimizer)
+    files = {
+        "spec.json": spec.to_json(),
+        "model.safetensors": weights_to_bytes(weights),
+        "optimizer.pt": optimizer.getvalue(),
+        "rng.safetensors": weights_to_bytes(rng),
+        "counters.json": orjson.dumps(dict(counters), option=orjson.OPT_INDENT_2),
+    }
+    path = directory / f"checkpoint-{counters['updates']:012d}"
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=directory))
+    try:
+        temporary.chmod(0o755)
+        hashes = {name: _sha256(data) for name, data in files.items()}
+        for name, data in {**files, _MANIFEST: _manifest(hashes, CHECKPOINT_FORMAT_VERSION)}.items():
+            _write(temporary / name, data)
+        _sync_directory(temporary)
+        _put(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_directory(directory)
+    _remove_older(directory, path, keep)
+    return path
+
+
+def latest_checkpoint(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None; damaged ones are logged and passed over.
+
+    Raises RunError when it is whole but of another format.
+    """
+    for path in _checkpoints(directory):
+        try:
+            files = _whole_files(path)
+        except _Damaged as damage:
+            log.warning("checkpoint %s is damaged and not used: %s", path, damage)
+            continue
+        return _parsed(path, files)
+    return None
+
+
+def weights_to_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    """Tensors as safetensors; from any device, in any layout, also when some share their storage."""
+    stored: set[int] = set()
+    plain = {}
+    for name, tensor in weights.items():
+        values = tensor.detach().cpu().contiguous()
+        address = values.untyped_storage().data_ptr()
+        plain[name] = values.clone() if address in stored else values
+        stored.add(address)
+    return safetensors.torch.save(plain)
+
+
+def weights_from_bytes(data: bytes) -> dict[str, Tensor]:
+    """Raises RunError when `data` is no safetensors file."""
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise RunError(f"not weights in safetensors format: {error}") from error
+
+
+def _on_cpu(value: Any) -> Any:
+    """`value` with its tensors on the CPU; refuses what `weights_only` would refuse to load again."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_on_cpu(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"an optimizer's state is tensors and plain values, not {type(value).__name__}")
+
+
+def _manifest(hashes: Mapping[str, str], version: int) -> bytes:
+    content: dict[str, Any] = {"format_version": version, "sha256": dict(hashes)}
+    own = _sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
+    return orjson.dumps({**content, "manifest_sha256": own}, option=orjson.OPT_INDENT_2)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Renames `temporary` to `path`; at every moment one of old and new can be found."""
+    replaced = path.with_name(f"{path.name}~")
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+    temporary.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Newest first, whole or not."""
+    found = [(match, path) for path in _entries(directory) if (match := _NAME.fullmatch(path.name))]
+    found.sort(key=lambda each: (-int(each[0][1]), each[0][2]))
+    return [path for _, path in found]
+
+
+def _entries(directory: Path) -> Iterable[Path]:
+    return directory.iterdir() if directory.is_dir() else ()
+
+
+def _remove_older(directory: Path, newest: Path, keep: int) -> None:
+    """Removes what is older than the `keep` up to `newest`; a newer one (of a run taken back) is left."""
+    paths = _checkpoints(directory)
+    for path in paths[paths.index(newest) + max(1, keep) :]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _whole_files(path: Path) -> dict[str, bytes]:
+    """The files' bytes, checked against the manifest."""
+    try:
+        written = (path / _MANIFEST).read_bytes()
+        manifest = orjson.loads(written)
+        version, hashes = manifest["format_version"], dict(manifest["sha256"])
+        if written != _manifest(hashes, version):
+            raise _Damaged(f"{_MANIFEST} does not match its hash")
+        if version != CHECKPOINT_FORMAT_VERSION:
+            raise RunError(f"{path} has checkpoint format {version}, this is {CHECKPOINT_FORMAT_VERSION}")
+        files = {name: (path / name).read_bytes() for name in _FILES}
+    except OSError as error:
+        raise _Damaged(f"{Path(error.filename).name}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise _Damaged(f"{_MANIFEST} is no manifest ({error!r})") from error
+    for name, data in files.items():
+        if _sha256(data) != hashes.get(name):
+            raise _Damaged(f"{name} does not match its hash")
+    return files
+
+
+def _parsed(path: Path, files: Mapping[str, bytes]) -> Checkpoint:
+    try:
+        optimizer = torch.load(io.BytesIO(files["optimizer.pt"]), map_location="cpu", weights_only=True)
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise RunError(
+            f"{path / 'optimizer.pt'} holds more than tensors and plain values: {words}"
+        ) from error
+    return Checkpoint(
+        spec=RunSpec.from_json(files["spec.json"]),
+        weights=weights_from_bytes(files["model.safetensors"]),
+        optimizer=optimizer,
+        counters=orjson.loads(files["counters.json"]),
+        rng=weights_from_bytes(files["rng.safetensors"]),
+        path=path,
+    )
