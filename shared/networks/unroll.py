@@ -11,6 +11,9 @@ from torch import Tensor
 
 from shared.networks.interface import NetworkInput
 
+# torch can zero few elements of its younger unsigned types only as signed ones.
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
 
 def network_input(
     *,
@@ -71,10 +74,11 @@ def stack_frames(history: Tensor | None, frames: Tensor, is_first: Tensor) -> Te
     stacked = torch.empty((steps, batch, stack, *shape), dtype=frames.dtype, device=frames.device)
     stacked.copy_(windows)
     before = _before_episode(is_first, stack)
-    if stacked.is_cuda:
-        stacked.masked_fill_(before.view(*before.shape, *[1] * len(shape)), 0)
+    plain = stacked.view(_SIGNED.get(stacked.dtype, stacked.dtype))
+    if plain.is_cuda:
+        plain.masked_fill_(before.view(*before.shape, *[1] * len(shape)), 0)
     else:  # few frames; a mask over all of them would pass over every byte, 15 times slower
-        stacked.flatten(0, 2).index_fill_(0, before.flatten().nonzero().squeeze(1), 0)
+        plain.flatten(0, 2).index_fill_(0, before.flatten().nonzero().squeeze(1), 0)
     return stacked
 
 

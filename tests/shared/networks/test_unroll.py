@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shared.networks.unroll import clip_rewards, network_input, next_history, previous_inputs, stack_frames
+from shared.wire.limits import DTYPES
 
 
 class OneEnvironment:
@@ -151,3 +152,14 @@ def test_stacked_frames_keep_their_dtype_and_are_contiguous(stack: int) -> None:
     assert stacked.dtype == torch.uint8
     assert stacked.is_contiguous()
     assert stacked.shape == ((2, 3, 4, 5, 6) if stack > 1 else (2, 3, 5, 6))
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize("name", DTYPES)
+def test_frames_of_every_dtype_that_travels_can_be_stacked(name: str, shape: tuple[int, ...]) -> None:
+    dtype = getattr(torch, name)
+    history, frames = torch.ones(1, 2, *shape).to(dtype), torch.ones(1, 3, *shape).to(dtype)
+    stacked = stack_frames(history, frames, torch.tensor([[False, True, False]]))
+    assert stacked.dtype == dtype
+    seen = stacked.float().reshape(3, 3, -1)[:, :, 0]
+    assert seen.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]

@@ -1,0 +1,216 @@
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from shared.checkpoints import latest_checkpoint, save_checkpoint
+from shared.errors import ConfigurationError, RunError
+from shared.networks.build import build_network
+from shared.networks.interface import NetworkInput, NetworkOutput
+from shared.policy import leaf_value, load_policy
+from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from tests.support.counting_environment import CountingEnvironment
+
+
+def leaf(name: str = "observation", *shape: int, dtype: str = "float32", n: int = 0) -> LeafSpec:
+    return LeafSpec(name=name, dtype=dtype, shape=shape, low=(0.0,), high=(255.0,), n=n)
+
+
+def save_run(
+    run_dir: Path, *leaves: LeafSpec, reward_clip: float = 0.0, num_actions: int = 16, **network: Any
+) -> RunSpec:
+    spec = RunSpec(
+        environment=EnvironmentSpec(observation=leaves, num_actions=num_actions),
+        network=NetworkSpec(**network),
+        agent="vtrace",
+        unroll=20,
+        reward_clip=reward_clip,
+    )
+    torch.manual_seed(5)
+    weights = build_network(spec).state_dict()
+    for value in weights.values():
+        value += torch.randn_like(value) * 0.3  # so that the policy is far from uniform
+    save_checkpoint(
+        run_dir / "checkpoints",
+        spec=spec,
+        weights=weights,
+        optimizer_state={},
+        counters={"updates": 1},
+        rng={},
+        keep=1,
+    )
+    torch.manual_seed(6)
+    return spec
+
+
+def by_hand(
+    spec: RunSpec, run_dir: Path, frames: list[np.ndarray], actions: list[int], rewards: list[float]
+) -> Any:
+    """Logits of the newest step of an episode, with every input written out from its first step on."""
+    checkpoint = latest_checkpoint(run_dir / "checkpoints")
+    assert checkpoint is not None
+    network = build_network(spec)
+    network.load_state_dict(checkpoint.weights)
+    stack = spec.network.frame_stack
+    padded = [np.zeros_like(frames[0])] * (stack - 1) + frames
+    stacked = np.stack([np.stack(padded[t : t + stack]) for t in range(len(frames))])
+    clip = spec.reward_clip or np.inf
+    inputs = NetworkInput(
+        observation={"observation": torch.from_numpy(stacked if stack > 1 else stacked[:, 0])[:, None]},
+        previous_action=torch.tensor([[0], *([a] for a in actions)]),
+        previous_reward=torch.tensor([[0.0], *([float(np.clip(r, -clip, clip))] for r in rewards)]),
+        is_first=torch.tensor([[True], *([False] for _ in actions)]),
+    )
+    with torch.no_grad():
+        output, _ = network(inputs, network.initial_state(1))
+    return output.policy_logits[-1, 0]
+
+
+@pytest.mark.parametrize("by_argument", [False, True])
+@pytest.mark.parametrize(("lstm_size", "frame_stack"), [(8, 3), (8, 1), (0, 3), (0, 1)])
+def test_over_episodes_the_policy_equals_the_network_run_by_hand(
+    tmp_path: Path, lstm_size: int, frame_stack: int, by_argument: bool
+) -> None:
+    network = {"name": "mlp", "lstm_size": lstm_size, "frame_stack": frame_stack}
+    spec = save_run(tmp_path, leaf("observation", 3), reward_clip=2.0, **network)
+    policy = load_policy(tmp_path)
+    assert policy.spec == spec
+    outputs: list[NetworkOutput] = []
+    policy._network.register_forward_hook(lambda *called: outputs.append(called[-1][0]))
+    environment = CountingEnvironment(lengths=(6, 2, 4))
+    reward = 7.0
+    for episode in range(3):
+        observation, _ = environment.reset(seed=3 if episode == 0 else None)
+        frames: list[np.ndarray] = []
+        actions: list[int] = []
+        rewards: list[float] = []
+        done = False  # while the last episode's reward is still given, and must be ignored
+        while not done:
+            frames.append(observation)
+            first = {"is_first": not actions} if by_argument else {}
+            action = policy(observation, reward=reward, **first)
+            expected = by_hand(spec, tmp_path, frames, actions, rewards)
+            torch.testing.assert_close(outputs[-1].policy_logits[0, 0], expected)
+            assert action == int(expected.argmax())
+            observation, reward, terminated, truncated, _ = environment.step(np.int64(action))
+            reward /= 1000  # about 4, so clipped
+            actions.append(action)
+            rewards.append(reward)
+            done = terminated or truncated
+        if not by_argument:
+            policy.reset()
+
+
+def test_every_number_the_counting_network_tells_is_right(tmp_path: Path) -> None:
+    save_run(tmp_path, leaf("observation", 3), name="tests.support.counting:CountingNetwork", frame_stack=4)
+    policy = load_policy(tmp_path)
+    environment = CountingEnvironment(lengths=(4, 2))
+    for _ in range(3):
+        policy.reset()
+        observation, _ = environment.reset(seed=10)
+        done, reward = False, 0.0
+        while not done:
+            instance, _, step = observation.tolist()
+            action = policy(observation, reward=reward)
+            assert action == (instance + step - 1) % 16
+            observation, reward, done, _, _ = environment.step(np.int64(action))
+
+
+def test_sampled_actions_follow_the_policys_probabilities_and_the_seed(tmp_path: Path) -> None:
+    spec = save_run(tmp_path, leaf("observation", 2), num_actions=3, name="mlp")
+    observation = np.array([0.1, 0.2], np.float32)
+    expected = by_hand(spec, tmp_path, [observation], [], []).softmax(-1)
+    drawn = []
+    for _ in range(2):
+        policy = load_policy(tmp_path, seed=4)
+        drawn.append([policy(observation, is_first=True, greedy=False) for _ in range(2000)])
+    assert drawn[0] == drawn[1]
+    frequencies = torch.bincount(torch.tensor(drawn[0]), minlength=3) / 2000
+    torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.04)
+    assert len(set(drawn[0])) == 3
+    assert {load_policy(tmp_path)(observation) for _ in range(3)} == {int(expected.argmax())}
+
+
+def test_nested_observations_of_gymnasium_are_taken_as_they_are(tmp_path: Path) -> None:
+    leaves = (
+        leaf("camera", 4, 5, dtype="uint8"),
+        leaf("pose/0", 2),
+        leaf("pose/1/joint", dtype="int64", n=3),
+    )
+    save_run(tmp_path, *leaves, num_actions=4, name="mlp", frame_stack=2, lstm_size=4)
+    space = gymnasium.spaces.Dict(
+        camera=gymnasium.spaces.Box(0, 255, (4, 5), np.uint8),
+        pose=gymnasium.spaces.Tuple(
+            [gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Dict(joint=gymnasium.spaces.Discrete(3))]
+        ),
+    )
+    space.seed(0)
+    policy = load_policy(tmp_path)
+    assert all(0 <= policy(space.sample()) < 4 for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("observation", "name", "expected"),
+    [
+        (3, "observation", 3),
+        ({"observation": 3, "goal": 4}, "observation", 3),
+        ({"a": {"b": 5}, "a/b": 6}, "a/b", 6),
+        ({"a": (1, {"c/d": 7})}, "a/1/c/d", 7),
+        ((1, 2), "1", 2),
+    ],
+)
+def test_a_leaf_is_found_by_its_name(observation: Any, name: str, expected: int) -> None:
+    assert leaf_value(observation, leaf(name, dtype="int64")) == expected
+
+
+@pytest.mark.parametrize(
+    ("observation", "spec", "words"),
+    [
+        (np.zeros(4, np.float32), leaf("observation", 3), r"must be \[3\], not \[4\]"),
+        (
+            np.zeros((1, 3), np.float32),
+            leaf("observation", 3),
+            r"of one environment must be \[3\], not \[1, 3\]",
+        ),
+        (np.zeros(3, np.float32), leaf("observation", 3, dtype="uint8"), "must be uint8"),
+        ("left", leaf("observation"), "must be float32"),
+        (3, leaf(dtype="int64", n=3), "must be 0 to 2, not 3"),
+        ({"x": 1}, leaf("y"), "has no 'y'"),
+        ({"x": 1}, leaf("x/y"), "has no 'x/y'"),
+        ((1, 2), leaf("2"), "has no '2'"),
+    ],
+)
+def test_an_observation_of_another_environment_is_refused_in_words(
+    observation: Any, spec: LeafSpec, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        leaf_value(observation, spec)
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no run with a checkpoint"):
+        load_policy(tmp_path / "nowhere")
+
+
+def test_a_device_that_is_none_is_refused(tmp_path: Path) -> None:
+    save_run(tmp_path, leaf("observation", 2), name="mlp")
+    with pytest.raises(ConfigurationError, match="device 'gpu'"):
+        load_policy(tmp_path, device="gpu")
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    spec = save_run(tmp_path, leaf("observation", 2), name="mlp")
+    save_checkpoint(
+        tmp_path / "checkpoints",
+        spec=spec,
+        weights={"other": torch.ones(1)},
+        optimizer_state={},
+        counters={"updates": 2},
+        rng={},
+        keep=2,
+    )
+    with pytest.raises(RunError, match=r"weights of another network: .*Missing key"):
+        load_policy(tmp_path)
