@@ -16,7 +16,7 @@ class LossInputs(NamedTuple):
     bootstrap_value: Tensor  # [B], V of the observation after the last step
     behaviour_logits: Tensor  # [T, B, A]
     action: Tensor  # [T, B] int64
-    reward: Tensor  # [T, B], clipped where the run clips
+    reward: Tensor  # [T, B], clipped and scaled where the run does
     terminated: Tensor  # [T, B] bool
     reset_steps: Tensor  # [T, B] bool: the action was ignored
 

@@ -105,7 +105,7 @@ class VTraceTrainer:
                 bootstrap_value=output.baseline[-1],
                 behaviour_logits=batch.behaviour_logits,
                 action=batch.action,
-                reward=batch.reward,
+                reward=batch.reward * config.reward_scale,
                 terminated=batch.terminated,
                 reset_steps=batch.reset_steps,
             ),
