@@ -11,8 +11,8 @@ class LstmCore(nn.Module):
     """An LSTM over the features, the clipped previous reward and the one-hot previous action.
 
     It computes in float32 also under autocast: a cell state in bfloat16 forgets what it adds in small steps.
-    torch's fused LSTM runs over stretches of time in which no row starts an episode; stepping every time
-    step took twice as long with a reset in one of 20 steps, and as long where all steps have one.
+    torch's fused LSTM runs over stretches of time in which no row starts an episode: for 20 steps of 32 rows
+    and size 256, 12 ms where none does, 14 ms for 4 stretches, 35 ms for 20; stepping by hand 26 ms always.
     """
 
     def __init__(self, features: int, num_actions: int, size: int) -> None:

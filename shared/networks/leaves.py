@@ -62,7 +62,7 @@ class FlatLeaves(nn.Module):
 
     A uint8 image is told by its mean, its standard deviation and its pixels normalized with them: small
     ones hold symbols more often than brightness (MiniGrid uses 0 … 10 of 255), and such small inputs took a
-    tanh layer ten times as many updates to learn from.
+    tanh layer several times as many updates to learn from.
     """
 
     def __init__(self, leaves: Sequence[LeafSpec], frame_stack: int) -> None:
