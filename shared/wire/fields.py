@@ -149,8 +149,6 @@ def _parsed_opening(view: memoryview) -> tuple[Any, int]:
 
 
 def _decoded(heads: Any, data: memoryview) -> Iterator[tuple[str, Array]]:
-    if not isinstance(heads, list):
-        raise ChunkError("chunk header: fields is no list")
     _check_layout([(head["name"], head["dtype"], tuple(head["shape"])) for head in heads])
     end = 0
     for head in heads:

@@ -104,11 +104,13 @@ def test_a_big_endian_array_travels() -> None:
 
 
 def test_threads_encode_and_decode_at_once() -> None:
-    chunks = [image_chunk(rows=8 + number, noise=number % 2 == 0) for number in range(8)] * 8
+    spec = make_run_spec([("pixels", "uint8", (84, 84))], unroll=20)
+    chunks = [make_chunk(spec, rows=16 + number, noise=False) for number in range(4)]
+    for number, chunk in enumerate(chunks):  # frames that keep the compressor busy
+        chunk.observation["pixels"][..., ::3] = np.random.default_rng(number).integers(0, 4, (84, 28))
     with ThreadPoolExecutor(4) as threads:
-        for chunk, copy in zip(
-            chunks, threads.map(lambda c: decode_chunk(encode_chunk(c)), chunks), strict=True
-        ):
+        copies = threads.map(lambda chunk: decode_chunk(encode_chunk(chunk)), chunks * 16)
+        for chunk, copy in zip(chunks * 16, copies, strict=True):
             assert_same_chunk(copy, chunk)
 
 

@@ -2,6 +2,7 @@ import struct
 import zlib
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 import zstandard
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import ChunkError
-from shared.types import Chunk
+from shared.types import Array, Chunk
 from shared.wire.chunks import decode_chunk, encode_chunk
+from shared.wire.fields import Field, encode_fields
 from tests.support.chunks import arrays_of, assert_same_chunk, image_chunk
 
 
@@ -143,6 +145,41 @@ def test_shapes_whose_product_overflows_are_refused() -> None:
     head, data = taken_apart(encode_chunk(image_chunk()))
     field_of(head, "observation/pixels")["shape"] = [4, 7, 2**63, 2**63]
     with pytest.raises(ChunkError, match="at most 67108864"):
+        decode_chunk(reassembled(head, data))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((2, 0), np.uint8),
+        np.zeros((), np.uint8),
+        np.zeros((1,) * 11, np.uint8),
+        np.zeros(2, object),
+        np.zeros(2, np.complex64),
+        np.zeros(2, "M8[s]"),
+        np.zeros(2, "U3"),
+        np.zeros(2, [("x", "f4")]),
+        np.zeros(2**26 + 1, np.uint8),
+    ],
+)
+def test_an_array_that_cannot_travel_is_not_written(array: Array) -> None:
+    with pytest.raises(ChunkError, match=r"'name' has|67108865 bytes of arrays"):
+        encode_fields(1, {}, [Field(name="name", array=array)])
+
+
+def test_a_name_cannot_stand_twice() -> None:
+    with pytest.raises(ChunkError, match="'name' is no text or stands there twice"):
+        encode_fields(1, {}, [Field(name="name", array=np.zeros(2))] * 2)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [[4, 7, 24, 0], [-4, 7, -24, 24], [4.0, 7, 24, 24], [4, 7, 24, 24, True], "4", [], [[4]], [1] * 11],
+)
+def test_a_shape_that_cannot_be_is_refused(shape: Any) -> None:
+    head, data = taken_apart(encode_chunk(image_chunk()))
+    field_of(head, "observation/pixels")["shape"] = shape
+    with pytest.raises(ChunkError, match="'observation/pixels' has shape"):
         decode_chunk(reassembled(head, data))
 
 
