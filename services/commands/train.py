@@ -38,7 +38,9 @@ def train(config: TrainConfig) -> int:
     console.print(
         f"{summary['exit_reason']}: {summary['steps']:,} steps in {summary['seconds']:,.0f} s "
         f"({summary['steps_per_second']:,.0f} steps/s), "
-        f"mean_return_100 {'–' if returns is None else f'{returns:.2f}'}"
+        f"mean_return_100 {'–' if returns is None else f'{returns:.2f}'}",
+        soft_wrap=True,
+        highlight=False,
     )
     console.print(f"curves:      tensorboard --logdir {directory / 'tensorboard'}", soft_wrap=True)
     console.print(f"checkpoints: {directory / 'checkpoints'}   (seedrl eval {directory})", soft_wrap=True)
