@@ -1,0 +1,147 @@
+"""What the run agreed on, as this service learns it: from the first Hello or from the run's bucket."""
+
+import asyncio
+import math
+from collections.abc import Awaitable
+from functools import partial
+from typing import TypeVar
+
+from services.inference.config import InferenceConfig
+from services.inference.engine import Engine, state_shapes
+from services.inference.metrics import InferenceMetrics
+from services.inference.model_thread import ModelThread
+from services.inference.refusal import Refusal
+from services.inference.session import Introduction
+from shared.bus.connection import Bus
+from shared.bus.key_values import create_spec, wait_for_spec
+from shared.bus.work_queue import ensure_queue
+from shared.errors import ChunkError, ConfigurationError, ConnectionFailed
+from shared.networks.build import build_network, resolved_network
+from shared.runtime import in_thread
+from shared.specs import EnvironmentSpec, NetworkSpec, RunSpec
+from shared.telemetry import get_logger
+from shared.wire.chunks import StateShapes, rows_per_message
+
+HELLO_SECONDS = 10.0
+"""How long a Hello waits for NATS before the actor is told to come again."""
+
+T = TypeVar("T")
+log = get_logger(__name__)
+
+
+class Agreement:
+    """The run's spec and the engine built from it; also how large the work queue must be."""
+
+    def __init__(
+        self, config: InferenceConfig, bus: Bus, thread: ModelThread, metrics: InferenceMetrics
+    ) -> None:
+        self._config = config
+        self._bus = bus
+        self._thread = thread
+        self._metrics = metrics
+        self._engine: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
+        self._proposing = asyncio.Lock()
+        self._least_rows: int | None = None  # R, the smallest of any group so far
+
+    @property
+    def engine(self) -> Engine | None:
+        """None before the run's spec is known."""
+        return self._engine.result() if self._engine.done() else None
+
+    async def engine_built(self) -> Engine:
+        """Waits for the engine."""
+        return await asyncio.shield(self._engine)
+
+    async def settle(self) -> None:
+        """Builds the engine once the run has a spec.
+
+        Raises ConfigurationError when this service's own settings are not the run's, or the network cannot
+        be built here.
+        """
+        spec = await wait_for_spec(self._bus)
+        difference = spec.disagreement(self._own_spec(spec.environment))
+        if difference:
+            raise ConfigurationError(f"run {self._bus.run_id} was begun with other settings: {difference}")
+        engine = await Engine.built(spec, self._config, thread=self._thread, metrics=self._metrics)
+        self._engine.set_result(engine)
+        log.info("run spec", network=spec.network.name, network_hash=spec.network_hash, unroll=spec.unroll)
+
+    async def join(self, introduction: Introduction) -> tuple[Engine, int]:
+        """The engine for a newcomer, and R, the rows of its chunks that fit a message (0 for an eval group).
+
+        The first newcomer's environment becomes the run's. Raises Refusal.
+        """
+        if not self._engine.done():
+            async with self._proposing:
+                if not self._engine.done():
+                    await self._propose(introduction)
+        engine = self._engine.result()
+        difference = engine.spec.environment.difference(introduction.environment)
+        if difference:
+            raise Refusal("spaces", difference)
+        rows = self._rows(engine.spec, engine.state_shapes, introduction)
+        if rows and (self._least_rows is None or rows < self._least_rows):
+            await self._in_time(ensure_queue(self._bus, self._queue_size(rows)))
+            self._least_rows = min(rows, self._least_rows or rows)
+        return engine, rows
+
+    async def ensure_queue(self) -> None:
+        """Creates the work queue again should the server have lost it; waits through any outage."""
+        if self._least_rows is not None:
+            await ensure_queue(self._bus, self._queue_size(self._least_rows))
+
+    async def _propose(self, introduction: Introduction) -> None:
+        """Makes the newcomer's environment the run's, if the run has none and it can be used."""
+        spec = self._own_spec(introduction.environment)
+        try:
+            shapes = await in_thread(partial(_built_shapes, spec))
+        except ConfigurationError as error:
+            log.error("network does not fit", reason=str(error))
+            raise Refusal("spaces", str(error)) from error
+        self._rows(spec, shapes, introduction)
+        await self._in_time(create_spec(self._bus, spec))
+        await self._in_time(self.engine_built())
+
+    def _own_spec(self, environment: EnvironmentSpec) -> RunSpec:
+        """What this service's settings make of an environment."""
+        config = self._config
+        return RunSpec(
+            environment=environment,
+            network=NetworkSpec(
+                name=resolved_network(config.network, environment),
+                lstm_size=config.lstm_size,
+                frame_stack=config.frame_stack,
+                hidden_sizes=config.hidden_sizes,
+            ),
+            agent=config.agent,
+            unroll=config.unroll,
+            reward_clip=config.reward_clip,
+        )
+
+    def _rows(self, spec: RunSpec, shapes: StateShapes, introduction: Introduction) -> int:
+        if introduction.role == "eval":
+            return 0
+        try:
+            return rows_per_message(spec, shapes, introduction.group_size, self._bus.max_payload)
+        except ChunkError as error:
+            raise Refusal("row_size", str(error)) from error
+        except ConnectionFailed as error:
+            raise self._unavailable() from error
+
+    def _queue_size(self, rows: int) -> int:
+        """Messages that hold `max_queued_batches` batches when a message has `rows` rows."""
+        return self._config.max_queued_batches * math.ceil(self._config.batch_size / rows) + 1
+
+    async def _in_time(self, awaitable: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                return await awaitable
+        except (TimeoutError, ConnectionFailed) as error:
+            raise self._unavailable() from error
+
+    def _unavailable(self) -> Refusal:
+        return Refusal("unavailable", f"waiting for NATS at {self._bus.address}", status="UNAVAILABLE")
+
+
+def _built_shapes(spec: RunSpec) -> StateShapes:
+    return state_shapes(build_network(spec))

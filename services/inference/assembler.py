@@ -1,0 +1,142 @@
+"""Cuts the history of one group into chunks; knows neither streams, tensors nor messages."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.specs import RunSpec
+from shared.types import Array, Chunk, ChunkHeader, Leaves
+
+
+class StepArrays(NamedTuple):
+    """What a group sent in one Step: the newest observations and what followed the actions before them."""
+
+    observation: Leaves  # [B, …]
+    reward: NDArray[np.float32]  # [B], raw
+    terminated: NDArray[np.bool_]  # [B]
+    truncated: NDArray[np.bool_]  # [B]
+    is_first: NDArray[np.bool_]  # [B]
+
+
+class ChunkStart(NamedTuple):
+    """What the policy saw beside the observation at a chunk's row 0; zero where that row is a first one."""
+
+    state: tuple[Array, ...]  # [B, …] before the step
+    history: Leaves  # [B, S − 1, …]; empty dict when S = 1
+    previous_action: NDArray[np.int64]  # [B]
+    previous_reward: NDArray[np.float32]  # [B], raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Whose history it is."""
+
+    run_id: str
+    stream_id: str
+    actor_id: str
+    task: str
+    group_size: int
+
+
+class Assembler:
+    """Takes `observe` and `act` in turn: the group's Step, then the policy's answer to it.
+
+    A chunk leaves at the `act` of its row T, which is row 0 of the next one. `act` needs a `ChunkStart`
+    whenever `wants_start`: at the stream's first step and at every row T.
+    """
+
+    def __init__(self, spec: RunSpec, origin: Origin) -> None:
+        self._spec = spec
+        self._origin = origin
+        self._network_hash = spec.network_hash
+        self._number = 0
+        self._rows = 0  # observations in the open chunk
+        self._buffers = _Buffers(spec, origin.group_size)
+        self._start: ChunkStart | None = None
+
+    @property
+    def wants_start(self) -> bool:
+        """Whether the answer to the observed step must come with a ChunkStart."""
+        return self._start is None or self._rows == self._spec.unroll + 1
+
+    @property
+    def unfinished_steps(self) -> int:
+        """Environment steps in the open chunk, lost when the stream ends now."""
+        transitions = max(self._rows - 1, 0)
+        return self._origin.group_size * transitions - int(self._buffers.is_first[:, 1 : self._rows].sum())
+
+    def observe(self, step: StepArrays) -> None:
+        """Copies a Step into the open chunk; the arrays are not kept."""
+        t, buffers = self._rows, self._buffers
+        for name, leaf in step.observation.items():
+            buffers.observation[name][:, t] = leaf
+        buffers.is_first[:, t] = step.is_first
+        if t > 0:
+            buffers.reward[:, t - 1] = step.reward
+            buffers.terminated[:, t - 1] = step.terminated
+            buffers.truncated[:, t - 1] = step.truncated
+        self._rows += 1
+
+    def act(
+        self,
+        *,
+        action: Array,
+        logits: Array,
+        weights_version: int,
+        weights_update: int,
+        start: ChunkStart | None,
+    ) -> Chunk | None:
+        """Records the answer to the step: action [B], logits [B, A]. Returns the chunk that it completes."""
+        finished = None
+        if self.wants_start:
+            assert start is not None, "row 0 of a chunk comes with what the policy saw"
+            if self._start is not None:
+                finished = self._cut(self._start)
+            self._start = start
+        t, buffers = self._rows - 1, self._buffers
+        buffers.action[:, t] = action
+        buffers.behaviour_logits[:, t] = logits
+        buffers.weights_version[t] = weights_version
+        buffers.weights_update[t] = weights_update
+        return finished
+
+    def _cut(self, start: ChunkStart) -> Chunk:
+        finished = self._buffers
+        self._buffers = _Buffers(self._spec, self._origin.group_size)
+        for name, leaf in finished.observation.items():
+            self._buffers.observation[name][:, 0] = leaf[:, -1]
+        self._buffers.is_first[:, 0] = finished.is_first[:, -1]
+        self._rows = 1
+        header = ChunkHeader(
+            run_id=self._origin.run_id,
+            stream_id=self._origin.stream_id,
+            actor_id=self._origin.actor_id,
+            task=self._origin.task,
+            network_hash=self._network_hash,
+            number=self._number,
+            group_size=self._origin.group_size,
+            first_row=0,
+        )
+        self._number += 1
+        return Chunk(header=header, **start._asdict(), **vars(finished))
+
+
+class _Buffers:
+    """The arrays of one chunk that fill step by step."""
+
+    def __init__(self, spec: RunSpec, rows: int) -> None:
+        steps = spec.unroll
+        self.observation: Leaves = {
+            leaf.name: np.empty((rows, steps + 1, *leaf.shape), dtype=leaf.dtype)
+            for leaf in spec.environment.observation
+        }
+        self.is_first = np.zeros((rows, steps + 1), dtype=np.bool_)
+        self.action = np.zeros((rows, steps), dtype=np.int64)
+        self.reward = np.zeros((rows, steps), dtype=np.float32)
+        self.terminated = np.zeros((rows, steps), dtype=np.bool_)
+        self.truncated = np.zeros((rows, steps), dtype=np.bool_)
+        self.behaviour_logits = np.zeros((rows, steps, spec.environment.num_actions), dtype=np.float32)
+        self.weights_version = np.zeros(steps, dtype=np.int64)
+        self.weights_update = np.zeros(steps, dtype=np.int64)

@@ -1,0 +1,138 @@
+"""Brings finished chunks to the work queue, in order within a stream; retries until they are kept."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from services.inference.metrics import InferenceMetrics
+from shared.bus.connection import Bus
+from shared.bus.work_queue import publish_chunk
+from shared.errors import ConnectionFailed, QueueFull
+from shared.runtime import in_thread
+from shared.telemetry import get_logger
+from shared.types import Chunk
+from shared.wire.chunks import encode_chunk, slice_rows
+
+_FIRST_BACKOFF_SECONDS = 0.005
+_LONGEST_BACKOFF_SECONDS = 0.05
+_ENCODERS = 2
+_HOPELESS_SECONDS = 2.0
+
+log = get_logger(__name__)
+
+
+class ChunkPublisher:
+    """Encodes in threads and publishes one message at a time, so that there is one who retries.
+
+    A stream hands over its next chunk only when the one before the last is acknowledged, so at most two per
+    stream are held. As an async context manager it gives up, on leaving, what is not published by then.
+    """
+
+    def __init__(
+        self, bus: Bus, metrics: InferenceMetrics, *, ensure_queue: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._bus = bus
+        self._metrics = metrics
+        self._ensure_queue = ensure_queue
+        self._turn = asyncio.Lock()
+        self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
+        self._tasks = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for task in self._running:
+            task.cancel()
+        try:
+            await self._tasks.__aexit__(kind, error, traceback)
+        finally:
+            self._encoders.shutdown(wait=True)
+
+    @property
+    def queued(self) -> int:
+        """Chunks that are not acknowledged yet."""
+        return len(self._running)
+
+    def submit(
+        self, chunk: Chunk, *, rows_per_message: int, after: "asyncio.Task[None] | None"
+    ) -> "asyncio.Task[None]":
+        """Publishes `chunk` once `after` has ended; the task ends with the last acknowledgement."""
+        job = _Job(chunk, rows_per_message)
+        task = self._tasks.create_task(self._publish(job, after))
+        self._running.add(task)
+        self._metrics.queued_publishes.set(len(self._running))
+        task.add_done_callback(partial(self._on_end, job))
+        return task
+
+    async def drain(self, seconds: float) -> None:
+        """Waits until everything is published, `seconds` at most; gives up what makes no progress."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._running:
+            before, left = self._metrics.chunks_published.total, deadline - asyncio.get_running_loop().time()
+            done, _ = await asyncio.wait(
+                self._running, timeout=min(left, _HOPELESS_SECONDS), return_when=asyncio.FIRST_COMPLETED
+            )
+            if left <= 0 or (not done and self._metrics.chunks_published.total == before):
+                log.warning("chunks not published", chunks=len(self._running))
+                for task in self._running:
+                    task.cancel()
+                await asyncio.wait(self._running)
+                return
+
+    def _on_end(self, job: "_Job", task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        self._metrics.queued_publishes.set(len(self._running))
+        self._metrics.discarded_steps.add(job.unpublished_steps)
+
+    async def _publish(self, job: "_Job", after: "asyncio.Task[None] | None") -> None:
+        messages = await in_thread(job.encoded, self._encoders)
+        if after is not None:
+            await asyncio.wait([after])
+        for part, message in zip(job.parts, messages, strict=True):
+            await self._persist(message, _message_id(part))
+            job.unpublished_steps -= part.steps
+
+    async def _persist(self, message: bytes, message_id: str) -> None:
+        async with self._turn:
+            backoff = _FIRST_BACKOFF_SECONDS
+            while True:
+                try:
+                    await publish_chunk(self._bus, message, message_id)
+                except QueueFull:
+                    self._metrics.publish_retries.labels("full").inc()
+                except ConnectionFailed:
+                    self._metrics.publish_retries.labels("connection").inc()
+                    await (
+                        self._ensure_queue()
+                    )  # waits for the connection, and for the server to have the queue
+                else:
+                    self._metrics.chunks_published.add(1)
+                    return
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+
+
+class _Job:
+    """A chunk on its way, cut into the rows of one message each."""
+
+    def __init__(self, chunk: Chunk, rows: int) -> None:
+        starts = range(0, chunk.rows, rows)
+        self.parts = [slice_rows(chunk, start, min(start + rows, chunk.rows)) for start in starts]
+        self.unpublished_steps = chunk.steps
+
+    def encoded(self) -> list[bytes]:
+        """One message per part."""
+        return [encode_chunk(part) for part in self.parts]
+
+
+def _message_id(part: Chunk) -> str:
+    header = part.header
+    return f"{header.stream_id}/{header.number}/{header.first_row}"

@@ -1,0 +1,28 @@
+"""Configuration of the inference service."""
+
+from pydantic import Field
+
+from shared.config import AgentSettings, DeviceSettings, NatsSettings, ServiceSettings, Settings
+
+
+class InferenceConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, DeviceSettings):
+    """Holds the policy: answers actors' observations with actions, cuts trajectories, follows the weights.
+
+    Examples:  seedrl inference --nats-url nats://nats:4222 --host 0.0.0.0
+               SEEDRL_NATS_TOKEN=… seedrl inference --run-id pong --device cuda --max-batch-size 512
+    """
+
+    host: str = "127.0.0.1"
+    """Address the gRPC server binds to."""
+    port: int = Field(50051, ge=0, le=65535)
+    """Port of the gRPC server; 0 takes a free one and logs it."""
+    max_batch_size: int = Field(256, ge=1)
+    """Rows (environments) after which a batch leaves; a larger group goes alone."""
+    max_batch_delay: float = Field(0.002, ge=0)
+    """Seconds after which a batch leaves even though streams that owe an observation are still awaited."""
+    max_environments: int = Field(4096, ge=1)
+    """Environments that may be connected at once, over all streams."""
+    step_timeout: float = Field(60.0, gt=0)
+    """Seconds an actor may take for a step before its stream is ended; its waiting does not count."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of the sampled actions; default: a fresh one."""

@@ -1,0 +1,91 @@
+"""One connected group: what its Steps and answers become; knows no stream, no device and no message queue."""
+
+from typing import Any
+
+from services.inference.assembler import Assembler, Origin, StepArrays
+from services.inference.dispatcher import Answer
+from services.inference.episodes import EpisodeCounter
+from services.inference.session import Introduction, StepReader
+from services.inference.slots import Slots
+from shared.specs import RunSpec
+from shared.types import Chunk
+
+
+class Group:
+    """Takes `observe` and `act` in turn. An eval group's history is not kept."""
+
+    def __init__(self, introduction: Introduction, *, spec: RunSpec, slots: Slots) -> None:
+        self.introduction = introduction
+        self.slots = slots
+        self.rows = introduction.group_size
+        self.greedy = introduction.role == "eval"
+        self.steps = 0  # environment steps; reset steps are none
+        self._reader = StepReader(introduction.environment, group_size=self.rows)
+        self._episodes = EpisodeCounter(self.rows)
+        self._weights_version = 0
+        self._assembler: Assembler | None = None
+        if not self.greedy:
+            origin = Origin(
+                run_id=introduction.run_id,
+                stream_id=introduction.stream_id,
+                actor_id=introduction.actor_id,
+                task=introduction.task,
+                group_size=self.rows,
+            )
+            self._assembler = Assembler(spec, origin)
+
+    @property
+    def wants_start(self) -> bool:
+        """Whether the next answer must come with a ChunkStart."""
+        return self._assembler is not None and self._assembler.wants_start
+
+    @property
+    def unfinished_steps(self) -> int:
+        """Environment steps that are lost when the group ends now."""
+        return self._assembler.unfinished_steps if self._assembler is not None else 0
+
+    @property
+    def sequence(self) -> int:
+        """Of the next Step."""
+        return self._reader.sequence
+
+    def observe(self, data: bytes) -> tuple[StepArrays, list[dict[str, Any]]]:
+        """A Step's arrays, views of `data`, and the episodes that it ended. Raises Refusal."""
+        step = self._reader.read(data)
+        self.steps += self.rows - int(step.is_first.sum())
+        if self._assembler is not None:
+            self._assembler.observe(step)
+        ended = self._episodes.observe(
+            reward=step.reward,
+            terminated=step.terminated,
+            truncated=step.truncated,
+            is_first=step.is_first,
+            weights_version=self._weights_version,
+        )
+        introduction = self.introduction
+        return step, [
+            {
+                "actor_id": introduction.actor_id,
+                "stream_id": introduction.stream_id,
+                "task": introduction.task,
+                "role": introduction.role,
+                "row": episode.row,
+                "return": episode.episode_return,
+                "length": episode.length,
+                "weights_version": episode.weights_version,
+            }
+            for episode in ended
+        ]
+
+    def act(self, answer: Answer) -> Chunk | None:
+        """Records the answer to the step; returns the chunk that it completes."""
+        self._weights_version = answer.weights_version
+        if self._assembler is None:
+            return None
+        return self._assembler.act(
+            action=answer.action,
+            logits=answer.logits,
+            weights_version=answer.weights_version,
+            weights_update=answer.weights_update,
+            start=answer.start,
+        )

@@ -1,0 +1,209 @@
+"""The policy on the device, and what it remembers of every environment, by slot.
+
+Runs in the model thread. Knows neither streams nor chunks.
+"""
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.inference.assembler import ChunkStart
+from services.inference.staging import Staging, torch_dtype
+from shared.errors import RunError
+from shared.networks.interface import Network, NetworkInput, State
+from shared.networks.precision import Precision, autocast
+from shared.networks.unroll import network_input, next_history
+from shared.specs import RunSpec
+from shared.types import Array
+
+_LEAST_SLOTS = 64
+
+Rows = slice | Tensor
+"""Which slots: a slice where they are contiguous, else their indices on the device."""
+
+
+class PackedBatch(NamedTuple):
+    """What the network computes next."""
+
+    staging: Staging
+    rows: int
+    starts: Array | None  # [R] rows whose ChunkStart is wanted
+
+
+class Answers(NamedTuple):
+    """What the policy says about a batch of `n` rows."""
+
+    action: Array  # [n] int64
+    logits: Array  # [n, A] float32
+    start: ChunkStart | None  # of the rows in `starts`
+    weights_version: int
+    weights_update: int
+    seconds: float  # it took, copies to and from the device included
+
+
+class Model:
+    """A network with recurrent state, frame history and previous action of every slot.
+
+    A slot's first step must be `is_first`; nothing is cleared when it gets a new owner.
+    """
+
+    def __init__(
+        self, spec: RunSpec, network: Network, *, device: torch.device, precision: Precision, seed: int | None
+    ) -> None:
+        self._spec = spec
+        self._network = network.to(device).eval()
+        self._device = device
+        self._autocast = autocast(precision, device, network)
+        self._is_casting = False
+        self._generator = torch.Generator(device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+        self._memory = _Memory(spec, network, device)
+        self.weights_version = 0
+        self.weights_update = 0
+
+    def check(self, weights: Mapping[str, Tensor]) -> None:
+        """Raises RunError when `weights` are not this network's. Safe in any thread."""
+        mine = self._network.state_dict()
+        for name in mine.keys() | weights.keys():
+            theirs, ours = (tensors.get(name) for tensors in (weights, mine))
+            if theirs is None or ours is None or theirs.shape != ours.shape:
+                here, there = ("nothing" if each is None else list(each.shape) for each in (ours, theirs))
+                raise RunError(f"weights have {there} for {name!r}, the network {here}")
+
+    def load(self, weights: Mapping[str, Tensor], *, version: int, update: int) -> None:
+        """Replaces the weights by ones that passed `check`."""
+        self.close()
+        self._network.load_state_dict(weights)
+        self.weights_version, self.weights_update = version, update
+
+    def run(self, batch: PackedBatch) -> Answers:
+        """One step of every row in the batch."""
+        if not self._is_casting:
+            # Held until the weights change, so that their bfloat16 copies are not made for each batch.
+            self._autocast.__enter__()  # type: ignore[no-untyped-call]
+            self._is_casting = True
+        started = perf_counter()
+        with torch.inference_mode():
+            answers = self._run(batch)
+        return answers._replace(seconds=perf_counter() - started)
+
+    def close(self) -> None:
+        """Leaves what `run` entered in its thread; to be called there."""
+        if self._is_casting:
+            self._autocast.__exit__(None, None, None)
+            self._is_casting = False
+
+    def _run(self, batch: PackedBatch) -> Answers:
+        staging, rows = batch.staging, slice(0, batch.rows)
+        slots = self._slots(staging.slots_array[rows])
+        self._memory.grow(int(staging.slots_array[rows].max()) + 1)
+        is_first, reward, greedy = (
+            each[rows].to(self._device, non_blocking=True)
+            for each in (staging.is_first, staging.reward, staging.greedy)
+        )
+        inputs = network_input(
+            frames={
+                name: leaf[rows].to(self._device, non_blocking=True).unsqueeze(1)
+                for name, leaf in staging.observation.items()
+            },
+            history={name: leaf[slots] for name, leaf in self._memory.history.items()},
+            is_first=is_first.unsqueeze(1),
+            previous_action=self._memory.previous_action[slots],
+            previous_reward=reward,
+            reward_clip=self._spec.reward_clip,
+        )
+        state = tuple(_zeroed(leaf[slots], is_first) for leaf in self._memory.state)
+        output, next_state = self._network(inputs, state)
+        logits = output.policy_logits[0].float()
+        action = self._chosen(logits, greedy)
+        start = None if batch.starts is None else self._start(batch, inputs, state, reward)
+        self._memory.write(slots, next_state, inputs, action)
+        return Answers(
+            action.cpu().numpy(), logits.cpu().numpy(), start, self.weights_version, self.weights_update, 0.0
+        )
+
+    def _slots(self, slots: Array) -> Rows:
+        if slots[-1] - slots[0] == len(slots) - 1 and (np.diff(slots) == 1).all():
+            return slice(int(slots[0]), int(slots[-1]) + 1)
+        return torch.from_numpy(slots).to(self._device, non_blocking=True)
+
+    def _chosen(self, logits: Tensor, greedy: Tensor) -> Tensor:
+        """[n] sampled from softmax(logits), or their argmax where `greedy`.
+
+        argmax(logits − log E) with E from Exp(1) is a sample (Gumbel-max); without noise it is the argmax.
+        """
+        exponential = torch.empty_like(logits).exponential_(generator=self._generator)
+        noise = exponential.log_().masked_fill_(greedy.unsqueeze(1), 0)
+        return (logits - noise).argmax(dim=1)
+
+    def _start(self, batch: PackedBatch, inputs: NetworkInput, state: State, reward: Tensor) -> ChunkStart:
+        assert batch.starts is not None
+        every = len(batch.starts) == batch.rows
+        index = slice(None) if every else torch.from_numpy(batch.starts).to(self._device, non_blocking=True)
+
+        def host(tensor: Tensor) -> Array:
+            array: Array = tensor[index].cpu().numpy()
+            return array
+
+        return ChunkStart(
+            state=tuple(host(leaf) for leaf in state),
+            history={name: host(inputs.observation[name][0, :, :-1]) for name in self._memory.history},
+            previous_action=host(inputs.previous_action[0]),
+            previous_reward=host(_zeroed(reward, inputs.is_first[0])),
+        )
+
+
+class _Memory:
+    """Tensors [slots, …] that grow with the highest slot in use."""
+
+    def __init__(self, spec: RunSpec, network: Network, device: torch.device) -> None:
+        stacked = spec.network.frame_stack - 1
+        leaves = spec.environment.observation if stacked else ()
+        self.slots = 0
+        self.state: State = tuple(leaf.to(device)[:0] for leaf in network.initial_state(1))
+        self.history = {
+            leaf.name: torch.zeros((0, stacked, *leaf.shape), dtype=torch_dtype(leaf.dtype), device=device)
+            for leaf in leaves
+        }
+        self.previous_action = torch.zeros(0, dtype=torch.int64, device=device)
+
+    def grow(self, slots: int) -> None:
+        """Makes room for `slots` slots; what is remembered stays."""
+        if slots <= self.slots:
+            return
+        self.slots = max(slots, 2 * self.slots, _LEAST_SLOTS)
+        self.state = tuple(self._larger(leaf) for leaf in self.state)
+        self.history = {name: self._larger(leaf) for name, leaf in self.history.items()}
+        self.previous_action = self._larger(self.previous_action)
+
+    def write(self, slots: Rows, state: State, inputs: NetworkInput, action: Tensor) -> None:
+        """Remembers what the next step of these slots needs."""
+        for mine, new in zip(self.state, state, strict=True):
+            _put(mine, slots, new)
+        for name, frames in self.history.items():
+            _put(frames, slots, next_history(inputs.observation[name][0]))
+        _put(self.previous_action, slots, action)
+
+    def _larger(self, tensor: Tensor) -> Tensor:
+        larger = tensor.new_zeros((self.slots, *tensor.shape[1:]))
+        larger[: len(tensor)] = tensor
+        return larger
+
+
+def _put(target: Tensor, slots: Rows, values: Tensor) -> None:
+    if isinstance(slots, slice):
+        target[slots] = values
+    else:
+        target.index_copy_(0, slots, values)
+
+
+def _zeroed(values: Tensor, where: Tensor) -> Tensor:
+    """`values` [n, …] with the rows `where` [n] zero."""
+    return values.masked_fill(where.view(-1, *[1] * (values.dim() - 1)), 0)

@@ -1,0 +1,80 @@
+"""The one thread that runs the device; the event loop hands it jobs and never waits for them."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+_Job = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+_BEAT_SECONDS = 1.0
+
+
+class ModelThread:
+    """Runs jobs one after another, in the order in which they were given.
+
+    The queue is bounded by its users: the dispatcher has two batches in it at most, the weights one job.
+    `beat` is called between jobs and once a second while there are none, so a job that hangs shows.
+    """
+
+    def __init__(self, *, beat: Callable[[], None]) -> None:
+        self._beat = beat
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Waits for the jobs that were given."""
+        done = self._loop.create_future()
+        self._jobs.put((lambda: None, done))
+        self._jobs.put(None)
+        await asyncio.shield(done)
+
+    def call(self, job: Callable[[], T]) -> asyncio.Future[T]:
+        """The future of `job`'s result. Cancelling it does not stop a job that runs."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put((job, future))
+        return future
+
+    def _work(self) -> None:
+        while True:
+            self._beat()
+            try:
+                item = self._jobs.get(timeout=_BEAT_SECONDS)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            job, future = item
+            if future.cancelled():
+                continue
+            try:
+                result = job()
+            except BaseException as error:
+                self._loop.call_soon_threadsafe(_fail, future, error)
+            else:
+                self._loop.call_soon_threadsafe(_resolve, future, result)
+                del result
+            del item, job, future
+
+
+def _resolve(future: asyncio.Future[T], result: T) -> None:
+    if not future.cancelled():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.cancelled():
+        future.set_exception(error)

@@ -1,0 +1,191 @@
+"""The inference service: its endpoints, its connections and its tasks, put together."""
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from functools import partial
+
+import torch
+
+from services.inference.agreement import Agreement
+from services.inference.chunk_publisher import ChunkPublisher
+from services.inference.config import InferenceConfig
+from services.inference.episode_publisher import EpisodePublisher
+from services.inference.metrics import InferenceMetrics
+from services.inference.model_thread import ModelThread
+from services.inference.refusal import Refusal
+from services.inference.server import Health, serving_actors
+from services.inference.servicer import InferenceServicer
+from services.inference.status import Report
+from services.inference.streams import Streams
+from shared.bus.connection import Bus, connected_bus
+from shared.bus.control import publish_status, serve_control
+from shared.bus.weights import watch_weights
+from shared.errors import ConfigurationError, RunError
+from shared.http import new_registry, serving_http
+from shared.networks.build import AVAILABLE
+from shared.networks.precision import resolve_device
+from shared.runtime import run_until_stopped
+from shared.telemetry import Progress, get_logger
+
+SERVICE = "inference"
+
+_PAUSE = "pause"
+_LINGER_SECONDS = 3.0  # after `stop`, for actors that are just reconnecting to hear of it
+_SHARE_OF_GRACE = 0.7  # for publishing what is left; the rest is for closing connections
+
+log = get_logger(__name__)
+
+
+async def run(config: InferenceConfig, *, stop: asyncio.Event) -> None:
+    """Serves the run `config.run_id` until `stop` is set, or until the run is stopped over NATS.
+
+    Raises ConfigurationError for a device, network or address that cannot be used and for settings that are
+    not the run's, and Refused when NATS refuses the token; some of them in an ExceptionGroup.
+    """
+    torch.set_num_threads(config.torch_threads)
+    _check(config)
+    progress, metrics = Progress(), InferenceMetrics(new_registry())
+    async with (
+        connected_bus(config, run_id=config.run_id, name=SERVICE, patient=True) as bus,
+        ModelThread(beat=partial(progress.beat, "model")) as thread,
+    ):
+        agreement = Agreement(config, bus, thread, metrics)
+        async with ChunkPublisher(bus, metrics, ensure_queue=agreement.ensure_queue) as publisher:
+            service = _Service(config, bus, agreement, publisher, metrics)
+            async with serving_http(
+                config.http_host,
+                config.http_port,
+                service=SERVICE,
+                is_ready=service.report.not_ready,
+                status=service.report.status,
+                registry=metrics.registry,
+                progress=progress,
+                watchdog_seconds=config.watchdog_seconds,
+            ):
+                await service.serve(stop)
+                await service.finish()
+
+
+class _Service:
+    """The parts of the service that know of each other."""
+
+    def __init__(
+        self,
+        config: InferenceConfig,
+        bus: Bus,
+        agreement: Agreement,
+        publisher: ChunkPublisher,
+        metrics: InferenceMetrics,
+    ) -> None:
+        self._config = config
+        self._bus = bus
+        self._agreement = agreement
+        self._publisher = publisher
+        self._metrics = metrics
+        self._episodes = EpisodePublisher(bus)
+        self._streams = Streams(
+            max_environments=config.max_environments,
+            publisher=publisher,
+            on_episode=self._episodes.add,
+            metrics=metrics,
+        )
+        self._servicer = InferenceServicer(
+            agreement, self._streams, metrics, run_id=config.run_id, step_timeout=config.step_timeout
+        )
+        self._health = Health()
+        self._over = asyncio.Event()  # the run was stopped
+        self._me = f"{socket.gethostname()}-{os.getpid()}"
+        self.report = Report(bus, agreement, self._streams, publisher, metrics)
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serves actors until `stop` is set; then every stream has ended."""
+        config = self._config
+        handlers = {"pause": self._pause, "resume": self._resume, "stop": self._stop}
+        async with serving_actors(config.host, config.port, self._servicer, self._health):
+            try:
+                await run_until_stopped(
+                    self._agreement.settle(),
+                    self._act(),
+                    self._follow_weights(),
+                    self._servicer.end_overdue(),
+                    self._episodes.run(),
+                    self._watch(),
+                    self._linger(stop),
+                    serve_control(self._bus, SERVICE, self._me, handlers, self.report.status),
+                    stop=stop,
+                )
+            finally:
+                self.report.ending = "shutting down"
+                self._servicer.close(Refusal("unavailable", "shutting down", status="UNAVAILABLE"))
+
+    async def finish(self) -> None:
+        """Publishes what is left, for a share of the grace period, and says so in a last status."""
+        seconds = _SHARE_OF_GRACE * self._config.grace_seconds
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(seconds, 1.0)):
+                await self._episodes.flush()
+        await self._publisher.drain(seconds)
+        await publish_status(self._bus, SERVICE, self._me, self.report.status())
+
+    async def _act(self) -> None:
+        """Ends with what the model raises."""
+        engine = await self._agreement.engine_built()
+        if self.report.paused:
+            engine.dispatcher.block(_PAUSE)
+        await engine.dispatcher.failed()
+
+    async def _follow_weights(self) -> None:
+        engine = await self._agreement.engine_built()
+        async for weights in watch_weights(self._bus):
+            try:
+                await engine.load(weights)
+            except RunError as error:
+                self._metrics.refused_weights.inc()
+                log.error("weights refused", version=weights.version, reason=str(error))
+                continue
+            self._metrics.weights_version.set(weights.version)
+            self._metrics.weights_update.set(weights.update)
+            log.debug("weights", version=weights.version, update=weights.update)
+
+    async def _watch(self) -> None:
+        """Each second: the speed, and what grpc.health.v1 says."""
+        while True:
+            self.report.sample()
+            await self._health.set(serving=not self.report.not_ready())
+            await asyncio.sleep(1.0)
+
+    async def _linger(self, stop: asyncio.Event) -> None:
+        """After the run was stopped, stays for actors that come back just then, and ends the service."""
+        await self._over.wait()
+        await asyncio.sleep(_LINGER_SECONDS)
+        stop.set()
+
+    async def _pause(self) -> str:
+        self.report.paused = True
+        if self._agreement.engine:
+            self._agreement.engine.dispatcher.block(_PAUSE)
+        return "withholds all actions"
+
+    async def _resume(self) -> str:
+        self.report.paused = False
+        if self._agreement.engine:
+            self._agreement.engine.dispatcher.unblock(_PAUSE)
+        return "gives actions again"
+
+    async def _stop(self) -> str:
+        self.report.ending = "the run was stopped"
+        ended = self._servicer.close(Refusal("unavailable", "the run is over", status="OK"))
+        self._over.set()
+        return f"ended {ended} streams; stops"
+
+
+def _check(config: InferenceConfig) -> None:
+    """Raises ConfigurationError for what is wrong whatever the run looks like."""
+    resolve_device(config.device)
+    if config.network not in ("auto", *AVAILABLE) and ":" not in config.network:
+        raise ConfigurationError(
+            f"unknown network {config.network!r}; there are auto, {', '.join(AVAILABLE)}, "
+            "or your own as module:Class"
+        )

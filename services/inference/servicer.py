@@ -1,0 +1,158 @@
+"""The gRPC side of a stream: reads, writes and ends calls; what messages mean is decided elsewhere."""
+
+import asyncio
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import grpc
+from grpc.aio import EOF  # type: ignore[attr-defined]
+
+from services.inference.agreement import Agreement
+from services.inference.metrics import InferenceMetrics
+from services.inference.refusal import Refusal
+from services.inference.session import Introduction, read_hello
+from services.inference.streams import Streams
+from shared.errors import SeedrlError
+from shared.telemetry import get_logger
+from shared.wire import inference_pb2 as pb
+from shared.wire.hello import PROTOCOL_VERSION
+
+_MOST_DETAIL = 500  # characters of a status text, which travels in HTTP/2 headers
+
+log = get_logger(__name__)
+
+
+@dataclass(eq=False)
+class _Call:
+    """One running Act."""
+
+    task: "asyncio.Task[Any]"
+    owes_since: float | None = None  # monotonic; None while this service is the one to act
+    ending: Refusal | None = None  # why this service ended it
+    introduction: Introduction | None = None
+
+    def end(self, why: Refusal) -> None:
+        """Ends the call with a status; it takes effect wherever it waits."""
+        if self.ending is None:
+            self.ending = why
+            self.task.cancel()
+
+
+class InferenceServicer:
+    """Serves Act. Messages come and go as bytes, so that garbage is counted and answered in words."""
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        streams: Streams,
+        metrics: InferenceMetrics,
+        *,
+        run_id: str,
+        step_timeout: float,
+    ) -> None:
+        self._agreement = agreement
+        self._streams = streams
+        self._metrics = metrics
+        self._run_id = run_id
+        self._step_timeout = step_timeout
+        self._calls: set[_Call] = set()
+        self._closed: Refusal | None = None
+        self._welcome = pb.ActResponse(
+            welcome=pb.Welcome(protocol_version=PROTOCOL_VERSION, run_id=run_id)
+        ).SerializeToString()
+
+    def close(self, why: Refusal) -> int:
+        """Ends every call, and answers each that comes, with a status; the number of streams that ended."""
+        self._closed = why
+        streams = sum(call.introduction is not None for call in self._calls)
+        for call in self._calls:
+            call.end(why)
+        return streams
+
+    async def end_overdue(self) -> None:
+        """Ends, for ever, the calls that owe a message for longer than the step timeout."""
+        limit = self._step_timeout
+        late = Refusal(
+            "timeout", f"no message came for {limit:g} s (step_timeout)", status="DEADLINE_EXCEEDED"
+        )
+        while True:
+            now = monotonic()
+            for call in self._calls:
+                if call.owes_since is not None and now - call.owes_since > limit:
+                    call.end(late)
+            await asyncio.sleep(min(1.0, limit / 10))
+
+    async def act(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """One call from its Hello to its end."""
+        task = asyncio.current_task()
+        assert task is not None
+        call = _Call(task)
+        self._calls.add(call)
+        try:
+            await self._serve(call, context)
+        except Refusal as refusal:
+            self._refused(call, refusal)
+            _set_status(context, refusal)
+        except asyncio.CancelledError:
+            if call.ending is None:  # the actor left
+                raise
+            task.uncancel()
+            if call.ending.reason == "timeout":
+                self._refused(call, call.ending)
+            _set_status(context, call.ending)
+        except SeedrlError as error:
+            log.error("hello failed", reason=str(error))
+            _set_status(context, Refusal("unavailable", str(error), status="UNAVAILABLE"))
+        finally:
+            self._calls.discard(call)
+
+    async def _serve(self, call: _Call, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        if self._closed is not None:
+            raise self._closed
+        hello = await _exchanged(call, context, None)
+        if hello is EOF:
+            return
+        introduction = read_hello(hello, run_id=self._run_id)
+        self._streams.check(introduction)
+        engine, rows = await self._agreement.join(introduction)
+        async with self._streams.opened(introduction, engine, rows_per_message=rows) as stream:
+            call.introduction = introduction
+            log.info("stream opened", **_who(introduction), environments=introduction.group_size)
+            try:
+                step = await _exchanged(call, context, self._welcome)
+                while step is not EOF:
+                    step = await _exchanged(call, context, await stream.answer(step))
+            finally:
+                log.info("stream ended", **_who(introduction), steps=stream.group.steps)
+
+    def _refused(self, call: _Call, refusal: Refusal) -> None:
+        if refusal.status == "OK":
+            return
+        self._metrics.refused_messages.labels(refusal.reason).inc()
+        who = _who(call.introduction) if call.introduction else {}
+        log.warning("stream refused", **who, status=refusal.status, reason=str(refusal))
+
+
+async def _exchanged(call: _Call, context: grpc.aio.ServicerContext[Any, Any], reply: bytes | None) -> Any:
+    """The actor's next message, or EOF, once it has taken `reply`; meanwhile it is the actor who owes."""
+    call.owes_since = monotonic()
+    if reply is not None:
+        await context.write(reply)
+    message = await context.read()
+    call.owes_since = None
+    return message
+
+
+def _set_status(context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> None:
+    context.set_code(getattr(grpc.StatusCode, refusal.status))
+    context.set_details(str(refusal)[:_MOST_DETAIL])
+
+
+def _who(introduction: Introduction) -> dict[str, Any]:
+    return {
+        "actor_id": introduction.actor_id,
+        "stream_id": introduction.stream_id,
+        "task": introduction.task,
+        "role": introduction.role,
+    }

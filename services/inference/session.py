@@ -1,0 +1,158 @@
+"""The protocol as one stream sees it: bytes in, checked Hello and Step out. Knows no socket and no policy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from services.inference.assembler import StepArrays
+from services.inference.refusal import Refusal
+from shared.errors import ProtocolError
+from shared.specs import EnvironmentSpec, LeafSpec
+from shared.types import Array
+from shared.wire import inference_pb2 as pb
+from shared.wire.hello import PROTOCOL_VERSION, environment_from_hello
+
+Role = Literal["train", "eval"]
+
+_ROLES: dict[int, Role] = {pb.ROLE_TRAIN: "train", pb.ROLE_EVAL: "eval"}
+FRAMING_BYTES = 65_536
+"""What a Step may have beyond its arrays: field tags, and what later versions may add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Introduction:
+    """What an actor said of a group in its Hello."""
+
+    run_id: str
+    actor_id: str
+    stream_id: str
+    group_size: int
+    role: Role
+    task: str
+    environment: EnvironmentSpec
+
+
+def read_hello(data: bytes, *, run_id: str) -> Introduction:
+    """The first message of a stream. Raises Refusal."""
+    request = _parsed(data)
+    if request.WhichOneof("message") != "hello":
+        raise Refusal("order", "the first message of a stream must be a Hello")
+    hello = request.hello
+    try:
+        environment = environment_from_hello(hello)
+    except ProtocolError as error:
+        spoken = hello.protocol_version == PROTOCOL_VERSION
+        raise Refusal("hello" if spoken else "protocol_version", str(error)) from error
+    if hello.run_id != run_id:
+        raise Refusal("run_id", f"hello.run_id: {hello.run_id!r}; this service belongs to run {run_id!r}")
+    return Introduction(
+        run_id=hello.run_id,
+        actor_id=hello.actor_id,
+        stream_id=hello.stream_id,
+        group_size=hello.group_size,
+        role=_ROLES[hello.role],
+        task=hello.task,
+        environment=environment,
+    )
+
+
+class StepReader:
+    """Checks the Steps of an accepted stream and shows them as arrays."""
+
+    def __init__(self, environment: EnvironmentSpec, *, group_size: int) -> None:
+        self._leaves = environment.observation
+        self._group_size = group_size
+        row_bytes = 3 + 4 + sum(leaf.row_bytes for leaf in environment.observation)  # flags and reward beside
+        self._max_bytes = FRAMING_BYTES + group_size * row_bytes
+        self._sequence = 0  # of the next Step
+
+    @property
+    def sequence(self) -> int:
+        """Of the next Step, which is how many were read."""
+        return self._sequence
+
+    def read(self, data: bytes) -> StepArrays:
+        """Read-only views of the message. Raises Refusal that names field, expected and got."""
+        if len(data) > self._max_bytes:
+            raise Refusal(
+                "size", f"message has {len(data)} bytes; a Step of this group at most {self._max_bytes}"
+            )
+        request = _parsed(data)
+        if request.WhichOneof("message") != "step":
+            raise Refusal("order", "after the Welcome every message must be a Step")
+        step = request.step
+        if step.sequence != self._sequence:
+            raise Refusal("sequence", f"sequence is {step.sequence}, expected {self._sequence}")
+        arrays = StepArrays(
+            observation=self._observation(step),
+            reward=self._reward(step.reward),
+            terminated=self._flag("terminated", step.terminated),
+            truncated=self._flag("truncated", step.truncated),
+            is_first=self._flag("is_first", step.is_first),
+        )
+        self._check_is_first(arrays)
+        self._sequence += 1
+        return arrays
+
+    def _observation(self, step: pb.Step) -> dict[str, Array]:
+        if len(step.observation) != len(self._leaves):
+            raise Refusal(
+                "leaves", f"observation has {len(step.observation)} leaves, expected {len(self._leaves)}"
+            )
+        return {
+            leaf.name: self._leaf(leaf, data)
+            for leaf, data in zip(self._leaves, step.observation, strict=True)
+        }
+
+    def _leaf(self, leaf: LeafSpec, data: bytes) -> Array:
+        name = f"observation {leaf.name!r}"
+        self._check_bytes(name, data, leaf.row_bytes)
+        little_endian = np.dtype(leaf.dtype).newbyteorder("<")
+        values = np.frombuffer(data, little_endian).reshape(self._group_size, *leaf.shape)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise Refusal("observation", f"{name} holds a value that is not finite")
+        if values.dtype.kind == "b" and (values.view(np.uint8) > 1).any():
+            raise Refusal("observation", f"{name} holds a bool that is neither 0 nor 1")
+        if leaf.n and ((values < 0) | (values >= leaf.n)).any():
+            raise Refusal("observation", f"{name} holds a value outside 0 … {leaf.n - 1}")
+        return values
+
+    def _reward(self, data: bytes) -> Array:
+        self._check_bytes("reward", data, 4)
+        reward = np.frombuffer(data, "<f4")
+        if not np.isfinite(reward).all():
+            row = int(np.flatnonzero(~np.isfinite(reward))[0])
+            raise Refusal("reward", f"reward of row {row} is {reward[row]}, expected a finite number")
+        return reward
+
+    def _flag(self, name: str, data: bytes) -> Array:
+        self._check_bytes(name, data, 1)
+        flags = np.frombuffer(data, np.uint8)
+        if flags.max() > 1:
+            raise Refusal("flags", f"{name} holds {flags.max()}, expected 0 or 1")
+        return flags.view(np.bool_)
+
+    def _check_bytes(self, name: str, data: bytes, row_bytes: int) -> None:
+        expected = self._group_size * row_bytes
+        if len(data) != expected:
+            raise Refusal(
+                "bytes",
+                f"{name} has {len(data)} bytes, expected {self._group_size} × {row_bytes} = {expected}",
+            )
+
+    def _check_is_first(self, step: StepArrays) -> None:
+        if self._sequence == 0 and not step.is_first.all():
+            raise Refusal("is_first", "is_first must be 1 in every row at sequence 0")
+        if (step.is_first & (step.terminated | step.truncated)).any():
+            raise Refusal(
+                "is_first", "a row is is_first and terminated or truncated; no reset ends an episode"
+            )
+
+
+def _parsed(data: bytes) -> pb.ActRequest:
+    try:
+        return pb.ActRequest.FromString(data)
+    except DecodeError as error:
+        raise Refusal("garbage", f"not an ActRequest: {error}") from error

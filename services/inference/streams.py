@@ -1,0 +1,169 @@
+"""The live streams: who may join, what each waits for, and what is left of one that ends."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any
+
+from services.inference.chunk_publisher import ChunkPublisher
+from services.inference.dispatcher import Dispatcher
+from services.inference.engine import Engine
+from services.inference.group import Group
+from services.inference.metrics import InferenceMetrics
+from services.inference.refusal import Refusal
+from services.inference.session import Introduction
+from services.inference.slots import SlotAllocator
+from shared.types import Chunk
+from shared.wire import inference_pb2 as pb
+
+_REMEMBERED_IDS = 100_000
+
+Episodes = Callable[[dict[str, Any]], None]
+
+
+class Stream:
+    """One group's stream from its Welcome to its end; the gRPC side calls `answer` for every message."""
+
+    def __init__(
+        self,
+        group: Group,
+        *,
+        rows_per_message: int,
+        dispatcher: Dispatcher,
+        publisher: ChunkPublisher,
+        on_episode: Episodes,
+        metrics: InferenceMetrics,
+    ) -> None:
+        self.group = group
+        self.last_step_at: float | None = None  # monotonic
+        self.withheld_since: float | None = None
+        self._rows_per_message = rows_per_message
+        self._dispatcher = dispatcher
+        self._publisher = publisher
+        self._on_episode = on_episode
+        self._metrics = metrics
+        self._publishing: asyncio.Task[None] | None = None
+        dispatcher.expect(group)
+
+    async def answer(self, data: bytes) -> bytes:
+        """The Actions to a Step, both as bytes. Raises Refusal.
+
+        They are withheld while the chunk before the one that just ended is not acknowledged.
+        """
+        group, role = self.group, self.group.introduction.role
+        sequence, steps = group.sequence, group.steps
+        step, episodes = group.observe(data)
+        self.last_step_at = monotonic()
+        self._metrics.steps[role].add(group.steps - steps)
+        self._metrics.episodes[role].add(len(episodes))
+        for episode in episodes:
+            self._on_episode(episode)
+        answer = await self._dispatcher.ask(group, step)
+        chunk = group.act(answer)
+        if chunk is not None:
+            await self._publish(chunk)
+        self._dispatcher.expect(group)
+        return pb.ActResponse(
+            actions=pb.Actions(
+                sequence=sequence,
+                action=answer.action.astype("<i8", copy=False).tobytes(),
+                weights_version=answer.weights_version,
+            )
+        ).SerializeToString()
+
+    async def _publish(self, chunk: Chunk) -> None:
+        before = self._publishing
+        self._publishing = self._publisher.submit(
+            chunk, rows_per_message=self._rows_per_message, after=before
+        )
+        if before is None or before.done():
+            return
+        started = self.withheld_since = monotonic()
+        try:
+            await asyncio.wait([before])
+        finally:
+            self.withheld_since = None
+            self._metrics.withheld.inc(monotonic() - started)
+
+
+class Streams:
+    """Admits groups to the slots there are."""
+
+    def __init__(
+        self,
+        *,
+        max_environments: int,
+        publisher: ChunkPublisher,
+        on_episode: Episodes,
+        metrics: InferenceMetrics,
+    ) -> None:
+        self._slots = SlotAllocator(max_environments)
+        self._publisher = publisher
+        self._on_episode = on_episode
+        self._metrics = metrics
+        self._live: dict[str, Stream] = {}
+        self._known_ids: OrderedDict[str, None] = OrderedDict()  # the newest; a stream id is used once
+
+    @property
+    def live(self) -> Iterable[Stream]:
+        """Those connected now."""
+        return self._live.values()
+
+    def check(self, introduction: Introduction) -> None:
+        """Raises Refusal when the group can never join, or not now."""
+        rows, capacity = introduction.group_size, self._slots.capacity
+        if introduction.stream_id in self._known_ids:
+            raise Refusal(
+                "stream_id",
+                f"hello.stream_id: {introduction.stream_id} was used before; every stream has its own",
+            )
+        if rows > capacity:
+            raise Refusal(
+                "group_size", f"hello.group_size: {rows} environments; this service takes {capacity} at most"
+            )
+        if rows > self._slots.free:
+            raise Refusal(
+                "full",
+                f"full: {self._slots.free} of {capacity} environments are free, this group has {rows}",
+                status="RESOURCE_EXHAUSTED",
+            )
+
+    @asynccontextmanager
+    async def opened(
+        self, introduction: Introduction, engine: Engine, *, rows_per_message: int
+    ) -> AsyncIterator[Stream]:
+        """A stream with slots of its own, freed on leaving. Raises Refusal as `check`."""
+        self.check(introduction)
+        slots = self._slots.allocate(introduction.group_size)
+        assert slots is not None, "checked"
+        group = Group(introduction, spec=engine.spec, slots=slots)
+        stream = Stream(
+            group,
+            rows_per_message=rows_per_message,
+            dispatcher=engine.dispatcher,
+            publisher=self._publisher,
+            on_episode=self._on_episode,
+            metrics=self._metrics,
+        )
+        self._remember(introduction.stream_id)
+        self._live[introduction.stream_id] = stream
+        self._gauge()
+        try:
+            yield stream
+        finally:
+            del self._live[introduction.stream_id]
+            engine.dispatcher.forget(group)
+            self._slots.release(slots)
+            self._metrics.discarded_steps.add(group.unfinished_steps)
+            self._gauge()
+
+    def _remember(self, stream_id: str) -> None:
+        self._known_ids[stream_id] = None
+        if len(self._known_ids) > _REMEMBERED_IDS:
+            self._known_ids.popitem(last=False)
+
+    def _gauge(self) -> None:
+        self._metrics.streams.set(len(self._live))
+        self._metrics.environments.set(self._slots.capacity - self._slots.free)

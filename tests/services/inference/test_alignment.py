@@ -1,0 +1,203 @@
+"""Groups, batching, the model and the chunks together, without gRPC and NATS: does every number belong?"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from services.inference.batcher import Batcher
+from services.inference.dispatcher import Answer, Dispatcher
+from services.inference.group import Group
+from services.inference.metrics import InferenceMetrics
+from services.inference.model import Answers, Model, PackedBatch
+from services.inference.session import read_hello
+from services.inference.slots import SlotAllocator
+from services.inference.staging import StagingPool
+from shared.networks.build import build_network
+from shared.specs import RunSpec
+from shared.types import Chunk
+from tests.support.counting_group import CountingGroup, assert_chunk_is_right, counting_spec
+
+
+class Player(NamedTuple):
+    """An actor's side and inference's side of one group."""
+
+    actor: CountingGroup
+    group: Group
+    chunks: list[Chunk]
+
+
+class World:
+    """Groups on one model, in batches that are made by hand."""
+
+    def __init__(self, spec: RunSpec, *, max_batch_size: int = 8, slots: int = 64) -> None:
+        self.spec = spec
+        self.slots = SlotAllocator(slots)
+        self.metrics = InferenceMetrics(CollectorRegistry())
+        self.model = Model(spec, build_network(spec), device=torch.device("cpu"), precision="float32", seed=0)
+        self.model.weights_version, self.model.weights_update = 7, 70
+        self.dispatcher = Dispatcher(
+            run=self._run,
+            pool=StagingPool(spec.environment, rows=max_batch_size, pinned=False),
+            batcher=Batcher(max_batch_size=max_batch_size, max_batch_delay=10.0),
+            metrics=self.metrics,
+        )
+
+    def _run(self, batch: PackedBatch) -> "asyncio.Future[Answers]":
+        future: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
+        future.set_result(self.model.run(batch))
+        return future
+
+    def join(self, actor: CountingGroup) -> Player:
+        introduction = read_hello(actor.hello(run_id="r"), run_id="r")
+        slots = self.slots.allocate(actor.rows)
+        assert slots is not None
+        group = Group(introduction, spec=self.spec, slots=slots)
+        return Player(actor, group, [])
+
+    def leave(self, player: Player) -> None:
+        self.dispatcher.forget(player.group)
+        self.slots.release(player.group.slots)
+
+    def ask(self, player: Player) -> "asyncio.Future[Answer]":
+        player.actor.advance()
+        step, _ = player.group.observe(player.actor.step())
+        return self.dispatcher.ask(player.group, step)
+
+    def take(self, player: Player, answer: Answer) -> None:
+        player.actor.actions.append(answer.action)
+        chunk = player.group.act(answer)
+        if chunk is not None:
+            player.chunks.append(chunk)
+
+    async def play(self, players: list[Player]) -> None:
+        """One step of these groups, in as few batches as they fit."""
+        for player in players:
+            self.dispatcher.expect(player.group)
+        futures = [self.ask(player) for player in players]
+        for player, future in zip(players, futures, strict=True):
+            self.take(player, await asyncio.wait_for(future, 1))
+
+
+@pytest.fixture(autouse=True)
+def _autocast_is_left() -> Iterator[None]:
+    yield
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("frame_stack", [1, 4])
+@pytest.mark.parametrize("unroll", [1, 5])
+@pytest.mark.parametrize("reward_clip", [0.0, 1.5])
+async def test_every_number_of_every_chunk_belongs_where_it_is(
+    frame_stack: int, unroll: int, reward_clip: float
+) -> None:
+    spec = counting_spec(unroll=unroll, frame_stack=frame_stack, reward_clip=reward_clip)
+    world = World(spec)
+    rng = np.random.default_rng(frame_stack + 10 * unroll)
+    players = [
+        world.join(CountingGroup(rows, seed=index, stream_id=f"s{index}"))
+        for index, rows in enumerate([3, 1, 4, 2])
+    ]
+    for _ in range(120):
+        await world.play([players[index] for index in rng.permutation(len(players))[: rng.integers(1, 5)]])
+    world.model.close()
+    for player in players:
+        count = (len(player.actor.observations) - 1) // unroll
+        assert [chunk.header.number for chunk in player.chunks] == list(range(count))
+        assert count * unroll > 20
+        for chunk in player.chunks:
+            assert_chunk_is_right(chunk, player.actor, spec)
+            assert set(chunk.weights_version) == {7}
+            assert set(chunk.weights_update) == {70}
+        published = sum(chunk.steps for chunk in player.chunks)
+        assert published == player.actor.environment_steps(0, count * unroll)
+        assert player.group.unfinished_steps == player.actor.environment_steps(
+            count * unroll, len(player.actor.observations) - 1
+        )
+        assert player.group.steps == published + player.group.unfinished_steps
+
+
+async def test_groups_that_come_and_go_leave_no_trace_in_the_slots_of_others() -> None:
+    spec = counting_spec(unroll=3, frame_stack=4)
+    world = World(spec, slots=12)
+    rng = np.random.default_rng(1)
+    live: list[Player] = []
+    gone: list[Player] = []
+    scattered = 0
+    for number in range(60):
+        if live and rng.random() < 0.6:
+            gone.append(live.pop(int(rng.integers(len(live)))))
+            world.leave(gone[-1])
+        rows = int(rng.integers(1, 5))
+        if rows <= world.slots.free:
+            live.append(world.join(CountingGroup(rows, seed=number, stream_id=f"s{number}")))
+            slots = live[-1].group.slots
+            scattered += int(slots[-1] - slots[0] >= rows)
+        for _ in range(3):
+            await world.play(live)
+    world.model.close()
+    assert scattered > 3
+    for player in gone + live:
+        for chunk in player.chunks:
+            assert_chunk_is_right(chunk, player.actor, spec)
+
+
+async def test_a_group_that_dies_in_a_waiting_batch_takes_only_its_own_rows_along() -> None:
+    spec = counting_spec(unroll=2)
+    world = World(spec, max_batch_size=16)
+    players = [world.join(CountingGroup(rows, seed=rows, stream_id=f"s{rows}")) for rows in (1, 2, 3, 4)]
+    for player in players:
+        world.dispatcher.expect(player.group)
+    futures = [world.ask(player) for player in players[:3]]
+    world.leave(players[1])
+    await asyncio.sleep(0)
+    assert not any(future.done() for future in futures)
+    futures.append(world.ask(players[3]))
+    for index in (0, 2, 3):
+        world.take(players[index], await asyncio.wait_for(futures[index], 1))
+    assert world.metrics.batches.total == 1
+    assert world.metrics.rows.total == 8
+    alive = [players[0], players[2], players[3]]
+    for _ in range(6):
+        await world.play(alive)
+    world.model.close()
+    for player in alive:
+        assert len(player.chunks) == 3
+        for chunk in player.chunks:
+            assert_chunk_is_right(chunk, player.actor, spec)
+
+
+async def test_an_eval_group_gets_no_chunks_and_loses_no_steps() -> None:
+    world = World(counting_spec(unroll=2))
+    player = world.join(CountingGroup(2, role="eval"))
+    for _ in range(7):
+        await world.play([player])
+    world.model.close()
+    assert player.chunks == []
+    assert player.group.unfinished_steps == 0
+    assert player.group.steps == player.actor.environment_steps(0, 6)
+
+
+async def test_episodes_are_counted_from_the_raw_rewards() -> None:
+    world = World(counting_spec(unroll=2, reward_clip=1.0))
+    player = world.join(CountingGroup(3, seed=4))
+    episodes = []
+    for _ in range(100):
+        world.dispatcher.expect(player.group)
+        player.actor.advance()
+        step, ended = player.group.observe(player.actor.step())
+        episodes += ended
+        world.take(player, await asyncio.wait_for(world.dispatcher.ask(player.group, step), 1))
+    world.model.close()
+    assert sorted((each["row"], each["return"], each["length"]) for each in episodes) == sorted(
+        player.actor.finished_episodes()
+    )
+    assert len(episodes) > 10
+    assert {each["weights_version"] for each in episodes} == {7}
+    assert {(each["role"], each["task"], each["actor_id"]) for each in episodes} == {
+        ("train", "Counting-v0", "a")
+    }

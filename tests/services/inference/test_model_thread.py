@@ -1,0 +1,60 @@
+import asyncio
+import threading
+
+import pytest
+
+from services.inference.model_thread import ModelThread
+
+
+def nothing() -> None:
+    """A beat that nobody hears."""
+
+
+async def test_jobs_run_in_order_in_one_thread() -> None:
+    order: list[int] = []
+    async with ModelThread(beat=nothing) as thread:
+
+        def job(number: int) -> str:
+            order.append(number)
+            return threading.current_thread().name
+
+        names = await asyncio.gather(
+            *(thread.call(lambda number=number: job(number)) for number in range(20))
+        )  # type: ignore[misc]
+    assert order == list(range(20))
+    assert set(names) == {"model"}
+
+
+async def test_an_error_is_the_callers() -> None:
+    async with ModelThread(beat=nothing) as thread:
+        with pytest.raises(ZeroDivisionError):
+            await thread.call(lambda: 1 // 0)
+        assert await thread.call(lambda: 1) == 1
+
+
+async def test_a_cancelled_job_is_not_begun_and_one_that_runs_is_waited_for() -> None:
+    running, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def long() -> None:
+        running.set()
+        go_on.wait(5)
+        done.append("long")
+
+    async with ModelThread(beat=nothing) as thread:
+        first = thread.call(long)
+        second = thread.call(lambda: done.append("cancelled"))
+        await asyncio.get_running_loop().run_in_executor(None, running.wait)
+        first.cancel()
+        second.cancel()
+        go_on.set()
+    assert done == ["long"]
+
+
+async def test_it_beats_also_while_there_is_nothing_to_do() -> None:
+    beats = asyncio.Queue[None]()
+    loop = asyncio.get_running_loop()
+    async with ModelThread(beat=lambda: loop.call_soon_threadsafe(beats.put_nowait, None)):
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                await beats.get()
