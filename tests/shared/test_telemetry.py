@@ -270,7 +270,7 @@ def until(condition: Any) -> None:
 
 def test_a_stall_is_logged_once_with_all_stacks_and_again_when_it_returns() -> None:
     progress, release = Progress(), threading.Event()
-    thread = threading.Thread(target=release.wait, name="worker")
+    thread = threading.Thread(target=release.wait, name="worker", daemon=True)
     thread.start()
     progress.beat("worker")
     with capture_logs() as logs, watchdog(progress, 0.1):
