@@ -134,7 +134,7 @@ def test_an_actor_whose_spaces_do_not_fit_the_run_is_refused_in_one_line(tmp_pat
         result = seedrl("actor", "Acrobot-v1", *where, cwd=tmp_path)
         assert result.returncode == 4, result
         assert "Traceback" not in result.stderr
-        assert "3 actions" in result.stderr
+        assert "the run has 2 actions, this environment 3" in result.stderr
         run.end()
 
 
