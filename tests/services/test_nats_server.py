@@ -112,7 +112,9 @@ async def test_a_missing_binary_names_the_package(tmp_path: Path, monkeypatch: p
             pass
 
 
-async def test_a_server_dies_with_a_killed_starter_and_the_next_one_waits_for_that(tmp_path: Path) -> None:
+async def test_a_server_dies_with_a_killed_starter_and_the_next_one_waits_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = f"""
 import asyncio, json, pathlib
 from services.nats_server import embedded_nats
@@ -125,12 +127,18 @@ asyncio.run(main())
     starter = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
     assert starter.stdout is not None
     pid, port = json.loads(await starter.stdout.readline())
-    os.kill(pid, 0)
+    os.kill(pid, signal.SIGSTOP)  # its end takes a while
     starter.kill()
+    await starter.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(nats_server, "_LOCK_SECONDS", 0.1)
+        with pytest.raises(ConfigurationError, match="another nats-server"):
+            async with embedded_nats(tmp_path / "nats"):
+                pass
+    os.kill(pid, signal.SIGCONT)
     async with embedded_nats(tmp_path / "nats", port=port) as server:
         assert server.port == port
         assert "zombie" in (_proc(pid, "status") or "zombie")
-    await starter.wait()
 
 
 def _proc(pid: int, name: str) -> str:

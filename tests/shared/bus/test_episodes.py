@@ -20,6 +20,9 @@ async def test_episodes_arrive_in_order_and_once(nats: NatsRun) -> None:
         await publish_episodes(bus, [episode(2)])
         assert await EpisodeConsumer(bus).fetch(timeout=10) == [episode(0), episode(1), episode(2)]
         assert await EpisodeConsumer(other).fetch(timeout=0.2) == []  # also not by who comes next
+        stream, consumer = bus.subjects.episodes_stream, bus.subjects.episodes_consumer
+        info = await bus.js.consumer_info(stream, consumer)
+        assert (info.num_pending, info.num_ack_pending) == (0, 0)
 
 
 async def test_episodes_wait_for_their_consumer(nats: NatsRun) -> None:
@@ -85,6 +88,7 @@ async def test_a_consumer_outlives_a_restart_of_the_server(own_nats: OwnNats) ->
     async with own_nats.bus() as bus:
         await ensure_run(bus)
         fetching = asyncio.create_task(EpisodeConsumer(bus).fetch(timeout=60))
+        await asyncio.sleep(0.1)  # it waits by now; nothing breaks if it does not
         await own_nats.kill()
         await own_nats.start()
         await bus.connected()

@@ -74,9 +74,31 @@ async def test_a_set_whose_parts_were_replaced_is_read_again_when_it_is_whole(na
         for _ in range(2):  # as if the next two publications were half done
             await bus.js.publish(bus.subjects.weights_part(0), b"half")
         reader = WeightsReader(bus)
-        assert await reader.newer_than(0) is None
+        with capture_logs() as logs:
+            assert await reader.newer_than(0) is None
+        assert logs == []  # it is not damaged
         version = await publish(bus, b"new")
         assert await reader.newer_than(0) == Weights(version, 0, "hash", b"new")
+
+
+async def test_a_set_that_is_replaced_while_it_is_read_is_passed_over_for_the_next(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nats.bus() as bus, nats.bus() as other:
+        await publish(bus, b"0")
+        read = other.js.get_msg
+        published = []
+
+        async def read_late(stream: str, seq: int | None = None, **options: object) -> object:
+            if seq is not None and len(published) < 3:
+                published.append(await publish(bus, b"%d" % len(published)))
+                published.append(await publish(bus, b"%d" % len(published)))
+            return await read(stream, seq=seq, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(other.js, "get_msg", read_late)
+        newest = await WeightsReader(other).newer_than(0)
+        assert newest is not None
+        assert (newest.version, newest.data) == (published[-1], b"3")
 
 
 async def test_every_set_read_is_whole_while_others_are_published(nats: NatsRun) -> None:
@@ -158,11 +180,21 @@ async def test_watching_finds_what_nobody_told_it_of(nats: NatsRun, monkeypatch:
             unheard = "elsewhere" if subject == other.subjects.weights_manifest else subject
             return await subscribe(unheard, **options)  # type: ignore[arg-type]
 
+        read, looks = WeightsReader.newer_than, []
+
+        async def counted(reader: WeightsReader, version: int) -> Weights | None:
+            looks.append(version)
+            return await read(reader, version)
+
         monkeypatch.setattr(other.nc, "subscribe", deaf)
+        monkeypatch.setattr(WeightsReader, "newer_than", counted)
         async with aclosing(watch_weights(other)) as watching:
-            assert (await next_of(watching)).update == 1
+            first = await next_of(watching)
+            waiting = asyncio.create_task(next_of(watching))
+            await eventually(lambda: looks.count(first.version) == 1)
+            await asyncio.sleep(0.05)  # its answer was there: nothing newer
             await publish(bus, update=2)
-            assert (await next_of(watching)).update == 2
+            assert (await waiting).update == 2
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

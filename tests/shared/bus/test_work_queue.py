@@ -3,8 +3,11 @@ import gc
 import time
 
 import pytest
+from nats.aio.msg import Msg
+from nats.js import api
 from structlog.testing import capture_logs
 
+from shared.bus import pulling, work_queue
 from shared.bus.connection import Bus
 from shared.bus.streams import stream_info
 from shared.bus.work_queue import (
@@ -33,6 +36,12 @@ async def fetch_all(consumer: QueueConsumer, count: int) -> list[QueueMessage]:
 async def size_of(bus: Bus) -> int | None:
     info = await stream_info(bus, bus.subjects.trajectories_stream)
     return info.config.max_msgs if info else None
+
+
+async def is_waiting(bus: Bus) -> bool:
+    """Whether the consumer's request lies at the server."""
+    info = await bus.js.consumer_info(bus.subjects.trajectories_stream, bus.subjects.trajectories_consumer)
+    return bool(info.num_waiting)
 
 
 async def test_messages_arrive_in_order_and_leave_the_queue_when_acknowledged(nats: NatsRun) -> None:
@@ -157,6 +166,9 @@ async def test_a_queue_grows_and_never_shrinks(nats: NatsRun) -> None:
         for wanted, size in [(3, 3), (10, 10), (5, 10)]:
             await ensure_queue(bus, wanted)
             assert await size_of(bus) == size
+        await bus.js.delete_key_value(bus.subjects.bucket)  # nobody knows any more who wanted what
+        await ensure_queue(bus, 5)
+        assert await size_of(bus) == 10
 
 
 async def test_many_who_make_the_queue_at_once_get_the_largest(nats: NatsRun) -> None:
@@ -165,6 +177,25 @@ async def test_many_who_make_the_queue_at_once_get_the_largest(nats: NatsRun) ->
             wanted = [round_ * 20 + i for i in (7, 3, 19, 1, 12, 18)]
             await asyncio.gather(*(ensure_queue((one, other)[i % 2], size) for i, size in enumerate(wanted)))
             assert await size_of(one) == max(wanted)
+
+
+async def test_who_enlarges_the_queue_by_an_old_view_of_it_does_not_shrink_it(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 5)
+        seen = []
+
+        async def seen_too_early(bus: Bus, stream: str) -> api.StreamInfo | None:
+            info = await stream_info(bus, stream)
+            if not seen:
+                seen.append(info)
+                await ensure_queue(bus, 20)  # another caller, between this one's reading and writing
+            return info
+
+        monkeypatch.setattr(work_queue, "stream_info", seen_too_early)
+        await ensure_queue(bus, 10)
+        assert await size_of(bus) == 20
 
 
 async def test_max_msgs_is_the_only_limit_of_the_queue(nats: NatsRun) -> None:
@@ -217,7 +248,7 @@ async def test_fetching_returns_the_first_message_that_comes(nats: NatsRun) -> N
         consumer = QueueConsumer(bus)
         assert await consumer.fetch(10, timeout=0) == []
         fetching = asyncio.create_task(consumer.fetch(10, timeout=60))
-        await asyncio.sleep(0.05)  # it waits by now; nothing breaks if it does not
+        await eventually(lambda: is_waiting(bus))
         await publish_chunk(bus, b"", "m")
         assert len(await asyncio.wait_for(fetching, 10)) == 1
 
@@ -298,13 +329,39 @@ async def test_a_message_given_back_comes_again_at_once(nats: NatsRun) -> None:
         assert again.sequence == message.sequence
 
 
-async def test_what_a_cancelled_fetch_had_received_comes_again_at_once(nats: NatsRun) -> None:
+async def test_what_a_cancelled_fetch_had_received_comes_again_at_once(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for i in range(3):
+            await publish_chunk(bus, b"", f"m/{i}")
+        hear, heard = pulling._Inbox._on_message, []
+
+        async def hear_messages_only(inbox: pulling._Inbox, message: Msg) -> None:
+            if message.reply:  # and not the word that there are no more
+                await hear(inbox, message)
+                heard.append(message)
+
+        consumer = QueueConsumer(bus)
+        with monkeypatch.context() as patched:
+            patched.setattr(pulling._Inbox, "_on_message", hear_messages_only)
+            fetching = asyncio.create_task(consumer.fetch(5, timeout=60))
+            await eventually(lambda: len(heard) == 3)
+            fetching.cancel()
+            await asyncio.wait({fetching})
+            assert fetching.cancelled()
+        messages = await asyncio.wait_for(fetch_all(consumer, 3), 5)  # not after ack_wait
+        assert sorted(message.sequence for message in messages) == [1, 2, 3]
+
+
+async def test_nothing_is_lost_by_a_cancellation_at_any_point(nats: NatsRun) -> None:
     async with nats.bus() as bus:
         await ensure_queue(bus, 10)
         for i in range(3):
             await publish_chunk(bus, b"", f"m/{i}")
         consumer = QueueConsumer(bus)
-        for steps in range(40):  # cancelled at every point
+        for steps in range(0, 400, 10):
             fetching = asyncio.create_task(consumer.fetch(5, timeout=60))
             for _ in range(steps):
                 await asyncio.sleep(0)
@@ -313,7 +370,7 @@ async def test_what_a_cancelled_fetch_had_received_comes_again_at_once(nats: Nat
             if not fetching.cancelled():
                 for message in fetching.result():
                     await message.nak()
-        messages = await asyncio.wait_for(fetch_all(consumer, 3), 5)  # not after ack_wait
+        messages = await asyncio.wait_for(fetch_all(consumer, 3), 5)
         assert sorted(message.sequence for message in messages) == [1, 2, 3]
 
 
@@ -327,8 +384,9 @@ async def test_everything_survives_a_restart_of_the_server(own_nats: OwnNats, en
         (held,) = await fetch_all(consumer, 1)
         fetching = asyncio.create_task(consumer.fetch(1, timeout=60))
         (other,) = await asyncio.wait_for(fetching, 10)
-        await (own_nats.stop() if end == "stop" else own_nats.kill())
         waiting = asyncio.create_task(consumer.fetch(1, timeout=60))
+        await eventually(lambda: is_waiting(bus))
+        await (own_nats.stop() if end == "stop" else own_nats.kill())
         acknowledging = asyncio.create_task(held.ack())
         with pytest.raises(ConnectionFailed):
             await publish_chunk(bus, b"2", "m/2")
