@@ -61,6 +61,8 @@ def words(error: BaseException) -> str:
         return "no answer in time"
     if isinstance(error, ConnectionError) and error.errno:
         return os.strerror(error.errno)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     if isinstance(error, nats.errors.ConnectionReconnectingError):
         return "not connected"
     return str(error).removeprefix("nats: ").strip("'") or type(error).__name__
