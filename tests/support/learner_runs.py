@@ -12,6 +12,7 @@ from services.learner.config import LearnerConfig
 from services.learner.service import run
 from shared.bus.connection import Bus
 from shared.bus.key_values import create_spec
+from shared.bus.streams import ensure_run
 from shared.bus.work_queue import ensure_queue, publish_chunk, queue_state
 from shared.errors import QueueFull
 from shared.specs import RunSpec
@@ -52,6 +53,7 @@ class Queue:
     def __init__(self, bus: Bus, spec: RunSpec) -> None:
         self.bus = bus
         self.spec = spec
+        self.rows: dict[int, int] = {}  # of each message published, by its sequence
         self._stream = secrets.token_hex(4)
         self._number = 0
 
@@ -59,6 +61,7 @@ class Queue:
     async def created(bus: Bus, *, max_messages: int = 100, spec: RunSpec | None = None) -> "Queue":
         queue = Queue(bus, await create_spec(bus, spec or learner_spec()))
         await ensure_queue(bus, max_messages)
+        await ensure_run(bus)
         return queue
 
     def chunk(self, rows: int = 2, *, update: int = 0) -> Chunk:
@@ -79,6 +82,7 @@ class Queue:
         sequence = 0
         for chunk in chunks:
             data = chunk if isinstance(chunk, bytes) else encode_chunk(chunk)
+            rows = 0 if isinstance(chunk, bytes) else chunk.rows
             message_id = secrets.token_hex(8)
             while True:
                 try:
@@ -86,14 +90,18 @@ class Queue:
                     break
                 except QueueFull:
                     await asyncio.sleep(0.002)
+            self.rows[sequence] = rows
         return sequence
 
     async def fed(self, count: int, *, rows: int = 2, update: int = 0) -> int:
         """Publishes `count` chunks of `rows` rows; the last one's sequence."""
         return await self.publish(*(self.chunk(rows, update=update) for _ in range(count)))
 
+    async def holds_at_most(self, messages: int) -> bool:
+        return (await queue_state(self.bus)).messages <= messages
+
     async def is_empty(self) -> bool:
-        return (await queue_state(self.bus)).messages == 0
+        return await self.holds_at_most(0)
 
     async def emptied(self, *, timeout: float = 20.0) -> None:
         """Waits until every message was acknowledged."""
@@ -111,8 +119,10 @@ class Queue:
 
 
 @asynccontextmanager
-async def learning(config: LearnerConfig) -> AsyncIterator["RunningLearner"]:
-    """A learner in this process; stopped at the end, if it still runs."""
+async def learning(config: LearnerConfig, *, fails: bool = False) -> AsyncIterator["RunningLearner"]:
+    """A learner in this process; stopped at the end, if it still runs. What it raises is raised, unless
+    it is said that it `fails`.
+    """
     stop = asyncio.Event()
     task = asyncio.create_task(run(config, stop=stop))
     learner = RunningLearner(task, stop)
@@ -121,7 +131,8 @@ async def learning(config: LearnerConfig) -> AsyncIterator["RunningLearner"]:
     finally:
         stop.set()
         await asyncio.wait([task])
-    task.result()
+    if not fails:
+        task.result()
 
 
 class RunningLearner:

@@ -1,14 +1,27 @@
-"""The learner with a real nats-server: every message accounted for, whatever happens."""
+"""The learner with a real nats-server: every message accounted for, whatever comes and whatever happens."""
 
-import asyncio
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.learner.accounts import load_accounts
+from shared.bus.control import collect_statuses, request_control
+from shared.bus.episodes import publish_episodes
+from shared.bus.key_values import create_spec
 from shared.bus.weights import WeightsReader
-from shared.checkpoints import latest_checkpoint
-from tests.support.learner_runs import BATCH_SIZE, UNROLL, Queue, learner_config, learning
+from shared.checkpoints import latest_checkpoint, weights_from_bytes
+from shared.errors import ConfigurationError, Refused, RunError, TrainingDiverged
+from tests.support.learner_chunks import make_chunk
+from tests.support.learner_runs import (
+    BATCH_SIZE,
+    UNROLL,
+    Queue,
+    learner_config,
+    learner_spec,
+    learning,
+)
 from tests.support.nats import NatsRun
 from tests.support.waiting import eventually
 
@@ -25,3 +38,254 @@ async def test_everything_published_is_trained_and_acknowledged(nats: NatsRun, t
         assert accounts.steps == 20 * 2 * UNROLL
         assert accounts.updates == 20 * 2 // BATCH_SIZE
         assert (accounts.redelivered, accounts.rolled_back, sum(accounts.refused.values())) == (0, 0, 0)
+
+
+async def test_initial_weights_and_a_checkpoint_come_before_the_first_trajectory(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path)):
+            weights = await eventually(lambda: WeightsReader(bus).newer_than(0))
+            assert (weights.update, weights.network_hash) == (0, queue.spec.network_hash)
+            checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+            assert checkpoint is not None
+            for name, tensor in weights_from_bytes(weights.data).items():
+                assert tensor.equal(checkpoint.weights[name])
+
+
+async def test_training_ends_with_its_steps_and_leaves_weights_checkpoint_and_reason(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = learner_config(nats, tmp_path, total_steps=10 * BATCH_SIZE * UNROLL)
+        async with learning(config) as learner:
+            statuses = collect_statuses(bus, 60.0)
+            await queue.fed(30)
+            await learner.ended()
+            statuses.close()
+        accounts = await queue.exact_accounts(tmp_path)
+        assert accounts.updates == 10
+        checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+        assert checkpoint is not None
+        assert checkpoint.counters == {"updates": 10, "effective_updates": 10, "steps": accounts.steps}
+        weights = await WeightsReader(bus).newer_than(0)
+        assert weights is not None
+        assert weights.update == 10
+        assert all(t.equal(checkpoint.weights[n]) for n, t in weights_from_bytes(weights.data).items())
+
+
+async def test_the_last_status_says_why_training_ended(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        seen = []
+
+        async def note(message: object) -> None:
+            seen.append(message.data.decode())  # type: ignore[attr-defined]
+
+        await bus.nc.subscribe(bus.subjects.status("learner", "*"), cb=note)
+        async with learning(learner_config(nats, tmp_path, total_steps=1)) as learner:
+            await queue.fed(2)
+            await learner.ended()
+        await eventually(lambda: seen and '"exit_reason":"total steps reached"' in seen[-1])
+        assert '"updates":1' in seen[-1]
+
+
+async def test_wall_time_ends_training_too(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path, max_seconds=0.2)) as learner:
+            await queue.fed(2)
+            await learner.ended()
+        assert (await queue.exact_accounts(tmp_path)).seconds >= 0.2
+
+
+async def test_what_is_no_chunk_or_another_runs_is_refused_and_disturbs_nothing(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        alien = replace(queue.chunk(), header=replace(queue.chunk().header, network_hash="0123456789abcdef"))
+        shorter = make_chunk(spec=learner_spec(unroll=UNROLL - 1), run_id=bus.run_id)
+        shorter = replace(shorter, header=replace(shorter.header, network_hash=queue.spec.network_hash))
+        async with learning(learner_config(nats, tmp_path)) as learner:
+            await queue.publish(queue.chunk(), b"no chunk", alien, queue.chunk(), b"", shorter)
+            await queue.emptied()
+            await learner.stopped()
+        accounts = await queue.exact_accounts(tmp_path)
+        assert accounts.trained == 2
+        assert accounts.refused == {"lag": 0, "spec": 2, "undecodable": 2, "lost": 0}
+        assert accounts.steps == 2 * (3 * UNROLL + UNROLL - 1)
+        assert accounts.updates == 1
+
+
+async def test_a_chunk_of_weights_that_are_too_old_is_refused(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path, max_policy_lag=3)) as learner:
+            await queue.fed(8 * 2, update=0)  # enough for 8 updates, but only 4 have a lag of 0 … 3
+            await queue.emptied()
+            await learner.stopped()
+        accounts = await queue.exact_accounts(tmp_path)
+        assert accounts.updates == 4
+        assert accounts.refused["lag"] == 8
+        assert dict(accounts.lags) == {0: 2, 1: 2, 2: 2, 3: 2}
+        assert accounts.steps == 16 * 2 * UNROLL
+
+
+async def test_a_message_larger_than_a_batch_is_acknowledged_with_its_last_row(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path)) as learner:
+            await queue.fed(1, rows=BATCH_SIZE * 2 + 1)
+            await eventually(lambda: load_accounts(tmp_path).updates == 2)
+            assert not await queue.is_empty()
+            await queue.fed(1, rows=BATCH_SIZE - 1)
+            await queue.emptied()
+            await learner.stopped()
+        assert (await queue.exact_accounts(tmp_path)).updates == 3
+
+
+async def test_a_full_queue_is_not_a_deadlock(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus, max_messages=3 * 2 + 1)
+        async with learning(learner_config(nats, tmp_path)) as learner:
+            await queue.fed(60)
+            await queue.emptied()
+            await learner.stopped()
+        assert (await queue.exact_accounts(tmp_path)).updates == 30
+
+
+async def test_episodes_of_training_are_counted_and_those_of_evaluation_are_not(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    episode = {"actor_id": "a", "stream_id": "s", "task": "t", "row": 0, "length": 7, "weights_version": 1}
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path)) as learner:
+            await queue.fed(4)
+            await publish_episodes(
+                bus,
+                [
+                    {**episode, "role": role, "return": value}
+                    for role, value in (("train", 1.0), ("eval", 100.0), ("train", 4.0))
+                ],
+            )
+            await eventually(lambda: load_accounts(tmp_path).episodes == 2)
+            await learner.stopped()
+        assert load_accounts(tmp_path).mean_return_100 == 2.5
+
+
+# Refusals
+
+
+async def test_a_second_learner_is_refused_by_name(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path / "one")):
+            await eventually(lambda: WeightsReader(bus).newer_than(0))
+            async with learning(learner_config(nats, tmp_path / "two"), fails=True) as second:
+                with pytest.raises(Refused, match=r"lease 'learner' .* is held by .*-\d+"):
+                    await second.ended(timeout=30)
+
+
+async def test_settings_that_are_not_the_runs_are_refused_in_words(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        await create_spec(bus, learner_spec(lstm_size=16))
+        async with learning(learner_config(nats, tmp_path), fails=True) as learner:
+            with pytest.raises(ConfigurationError, match="network lstm_size is 0, the run's is 16"):
+                await learner.ended()
+
+
+async def test_a_run_directory_that_holds_a_run_needs_resume(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path)):
+            await eventually(lambda: latest_checkpoint(tmp_path / "checkpoints"))
+        async with learning(learner_config(nats, tmp_path), fails=True) as learner:
+            with pytest.raises(RunError, match="holds a run; give --resume"):
+                await learner.ended()
+
+
+async def test_another_runs_checkpoint_is_refused_in_words(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus, nats.bus(run_id=f"{nats.run_id}-two") as other:
+        await Queue.created(bus)
+        await Queue.created(other, spec=learner_spec(actions=5))
+        async with learning(learner_config(nats, tmp_path)):
+            await eventually(lambda: latest_checkpoint(tmp_path / "checkpoints"))
+        second = learner_config(nats, tmp_path, run_id=other.run_id, resume=True)
+        async with learning(second, fails=True) as learner:
+            with pytest.raises(RunError, match=r"checkpoint-0+ is of another run: .*actions"):
+                await learner.ended()
+
+
+async def test_another_run_directory_for_a_run_that_was_trained_is_refused(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path / "one")):
+            await queue.fed(4)
+            await queue.emptied()
+        async with learning(learner_config(nats, tmp_path / "two"), fails=True) as learner:
+            with pytest.raises(
+                RunError, match="4 chunks of this run were consumed by a learner with another"
+            ):
+                await learner.ended()
+
+
+async def test_a_loss_that_is_not_finite_ends_training_and_saves_nothing(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        absurd = queue.chunk()
+        absurd.reward[:] = np.float32(1e38)
+        async with learning(learner_config(nats, tmp_path), fails=True) as learner:
+            await queue.fed(2)
+            await queue.emptied()
+            await queue.publish(absurd, queue.chunk())
+            with pytest.raises(TrainingDiverged, match="diverged at update 2: the policy loss is inf"):
+                await learner.ended()
+        checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+        assert checkpoint is not None
+        assert checkpoint.counters["updates"] == 0
+        assert (await queue.exact_accounts(tmp_path)).updates == 1
+
+
+# Control
+
+
+async def test_control_saves_a_checkpoint_and_stops(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path)) as learner:
+            await queue.fed(4)
+            await queue.emptied()
+            (saved,) = await request_control(bus, "checkpoint", timeout=10)
+            assert saved["done"] == "saved checkpoint-000000000002 at update 2"
+            (status,) = await request_control(bus, "status", timeout=10)
+            assert status["status"]["checkpoint"] == "checkpoint-000000000002"
+            assert status["status"]["chunks"]["trained"] == 4
+            assert status["status"]["exit_reason"] is None
+            (stopped,) = await request_control(bus, "stop", timeout=10)
+            assert stopped["done"] == "stops; saved checkpoint-000000000002 at update 2"
+            await learner.ended()
+        await queue.exact_accounts(tmp_path)
+
+
+async def test_before_training_there_is_nothing_to_save_and_stop_ends_at_once(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus, learning(learner_config(nats, tmp_path)) as learner:
+        await eventually(lambda: request_control(bus, "status", timeout=10))
+        (answer,) = await request_control(bus, "checkpoint", timeout=10)
+        assert answer["done"] == "failed: there is nothing to save before training has begun"
+        (status,) = await request_control(bus, "status", timeout=10)
+        assert status["status"]["waiting"] == ["the run's spec, which the first actor's environment decides"]
+        await request_control(bus, "stop", timeout=10)
+        await learner.ended()
+    assert latest_checkpoint(tmp_path / "checkpoints") is None

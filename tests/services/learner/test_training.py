@@ -135,7 +135,7 @@ def test_a_bandit_is_learned(settings: dict[str, Any]) -> None:
 
 
 def test_the_value_of_a_two_state_chain_is_learned() -> None:
-    """State A pays 0 and leads to B, B pays 1 and ends: V(B) = 1, V(A) = γ, and the reset between has none."""
+    """State A pays 0 and leads to B, B pays 1 and ends: V(B) = 1, V(A) = γ, nothing comes from the resets."""
     spec = make_spec(unroll=6, actions=2)
     trainer = make_trainer(spec, optimizer="adam", learning_rate=0.01, loss_reduction="mean", discount=0.5)
     chunk = make_chunk(spec=spec, rows=4)
