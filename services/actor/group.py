@@ -1,0 +1,208 @@
+"""One group's life: stream after stream, and in each Hello, a reset, then steps and actions in turn."""
+
+import asyncio
+import functools
+import random
+import secrets
+import time
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from services.actor import messages
+from services.actor.config import ActorConfig
+from services.actor.metrics import ActorMetrics
+from services.actor.stepping import SteppedGroup, Transition
+from services.actor.stream import InferenceStream, StreamEnded, Stub
+from services.actor.threads import StepThreads
+from shared.errors import ProtocolError, Refused
+from shared.telemetry import get_logger
+
+WELCOME_SECONDS = 30.0
+
+_FINAL_FOR_HELLO = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+
+log = get_logger(__name__)
+
+
+class StreamLost(Exception):
+    """A stream that is to be replaced by a new one; the text says why."""
+
+
+class Backoff:
+    """How long to wait before the next attempt: at first 0.1 s, then twice as long up to 2 s, with jitter."""
+
+    def __init__(self, *, first: float = 0.1, longest: float = 2.0) -> None:
+        self._first = first
+        self._longest = longest
+        self._next = first
+
+    def seconds(self) -> float:
+        """Seconds to wait now; the next wait is longer."""
+        now, self._next = self._next, min(self._longest, 2 * self._next)
+        return now * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """An attempt succeeded."""
+        self._next = self._first
+
+
+@dataclass
+class GroupState:
+    """What is told about a group."""
+
+    connected: bool = False
+    waiting_for: str = "environments"
+    streams: int = 0  # that were welcomed
+    steps: int = 0
+    weights_version: int = 0
+
+
+class Group:
+    """Steps one group of environments for inference until inference says that the run is over."""
+
+    def __init__(
+        self,
+        config: ActorConfig,
+        *,
+        index: int,
+        environments: SteppedGroup,
+        stub: Stub,
+        threads: StepThreads,
+        metrics: ActorMetrics,
+    ) -> None:
+        self._config = config
+        self._environments = environments
+        self._stub = stub
+        self._threads = threads
+        self._metrics = metrics
+        self._backoff = Backoff()
+        self._outage: str | None = None  # what was last logged about why there is no stream
+        self._log = log.bind(group=index, inference=config.inference_url)
+        self.state = GroupState(waiting_for=f"inference at {config.inference_url}")
+
+    async def run(self) -> None:
+        """Returns when the run is over. Raises Refused and EnvironmentCrashed."""
+        while True:
+            try:
+                await self._one_stream()
+            except (StreamLost, ProtocolError) as lost:
+                self._lost(lost)
+            else:
+                return
+            finally:
+                self._disconnected()
+            await asyncio.sleep(self._backoff.seconds())
+
+    async def _one_stream(self) -> None:
+        """Returns when inference ended the stream with OK. Raises StreamLost, ProtocolError or Refused."""
+        async with InferenceStream(self._stub) as stream:
+            if not await self._is_welcomed(stream):
+                return
+            try:
+                await self._alternate(stream)
+            except StreamEnded as ended:
+                if ended.code is grpc.StatusCode.INVALID_ARGUMENT:
+                    self._metrics.rejected_steps.inc()
+                    self._log.error("inference rejected a step", reason=ended.details)
+                raise StreamLost(_words(ended)) from ended
+
+    async def _is_welcomed(self, stream: InferenceStream) -> bool:
+        """False when the run is over."""
+        stream_id = secrets.token_hex(8)
+        try:
+            async with asyncio.timeout(WELCOME_SECONDS):
+                await stream.send(messages.hello(self._config, self._environments.spec, stream_id=stream_id))
+                response = await stream.receive()
+        except TimeoutError:
+            raise StreamLost(f"no answer to Hello in {WELCOME_SECONDS:g} s") from None
+        except StreamEnded as ended:
+            if ended.code in _FINAL_FOR_HELLO:
+                raise Refused(
+                    f"inference at {self._config.inference_url} refused this actor: {_words(ended)}"
+                ) from ended
+            raise StreamLost(_words(ended)) from ended
+        if response is None:
+            return False
+        messages.check_welcome(response, run_id=self._config.run_id)
+        self._welcomed(stream_id)
+        return True
+
+    async def _alternate(self, stream: InferenceStream) -> None:
+        """Step and actions in turn, until the stream ends with OK."""
+        limit = self._config.step_timeout
+        transition = await self._threads.run(self._environments.reset, limit_seconds=limit)
+        self._count(transition)
+        sequence = 0
+        while True:
+            sent = time.perf_counter()
+            await stream.send(messages.step(sequence, transition))
+            response = await stream.receive()
+            if response is None:
+                return
+            action = messages.actions(
+                response,
+                sequence=sequence,
+                group_size=self._environments.size,
+                num_actions=self._environments.spec.num_actions,
+            )
+            self._metrics.action_wait_seconds.inc(time.perf_counter() - sent)
+            self._backoff.reset()
+            self.state.weights_version = response.actions.weights_version
+            transition = await self._step(action)
+            sequence += 1
+
+    async def _step(self, action: NDArray[np.int64]) -> Transition:
+        timed = functools.partial(_timed, self._environments, action)
+        transition, seconds = await self._threads.run(timed, limit_seconds=self._config.step_timeout)
+        self._metrics.step_seconds.observe(seconds)
+        self._count(transition)
+        return transition
+
+    def _count(self, transition: Transition) -> None:
+        self.state.steps += transition.steps
+        self._metrics.steps.inc(transition.steps)
+        self._metrics.reset_steps.inc(transition.reset_steps)
+        self._metrics.episodes.inc(transition.episodes)
+        self._metrics.environment_restarts.inc(transition.restarts)
+
+    def _welcomed(self, stream_id: str) -> None:
+        self._log.info("connected", stream=stream_id)
+        if self.state.streams:
+            self._metrics.reconnections.inc()
+        self.state.streams += 1
+        self.state.connected = True
+        self.state.waiting_for = ""
+        self._metrics.groups_connected.inc()
+        self._outage = None
+
+    def _disconnected(self) -> None:
+        if self.state.connected:
+            self.state.connected = False
+            self._metrics.groups_connected.dec()
+
+    def _lost(self, lost: Exception) -> None:
+        """Says why there is no stream, once for each kind of reason."""
+        self.state.waiting_for = f"inference at {self._config.inference_url} ({lost})"
+        kind = str(lost).partition(":")[0]  # the status; its details differ from attempt to attempt
+        if kind != self._outage:
+            self._outage = kind
+            self._log.warning("no stream to inference; trying again", reason=str(lost))
+
+
+def _timed(environments: SteppedGroup, action: NDArray[np.int64]) -> tuple[Transition, float]:
+    began = time.perf_counter()
+    return environments.step(action), time.perf_counter() - began
+
+
+def _words(ended: StreamEnded) -> str:
+    return f"{ended.code.name}: {ended.details}" if ended.details else ended.code.name

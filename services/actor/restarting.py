@@ -1,0 +1,124 @@
+"""A crashed environment is replaced by a new one; one that crashes again and again ends the actor."""
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import Env
+
+from shared.errors import SeedrlError
+
+MAX_CRASHES_IN_A_ROW = 10
+
+# In an environment's info: how many environments were used up, and what their crashes said. As info, since
+# the environment may live in a process of its own, whose log nobody reads.
+RESTARTS = "seedrl_restarts"
+CRASH = "seedrl_crash"
+
+# What a crash is: some libraries end the process when a window or a simulator is gone.
+CRASHES = (Exception, SystemExit)
+
+
+class EnvironmentCrashed(SeedrlError):
+    """An environment that crashes whenever it is replaced."""
+
+
+class EnvironmentHangs(SeedrlError):
+    """An environment that does not come back from a step."""
+
+
+class CrashCount:
+    """Crashes since the last successful step."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def crashed(self, error: BaseException) -> None:
+        """Raises EnvironmentCrashed when it was one too many."""
+        self._in_a_row += 1
+        if self._in_a_row >= MAX_CRASHES_IN_A_ROW:
+            raise EnvironmentCrashed(
+                f"the environment crashed {self._in_a_row} times in a row, at last with "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
+
+    def stepped(self) -> None:
+        """A step succeeded."""
+        self._in_a_row = 0
+
+
+class RestartingEnvironment(Env[Any, Any]):
+    """One environment that survives its own crashes.
+
+    A step or reset that raises returns the first observation of a new environment instead, with reward 0 and
+    neither end flag; info then holds RESTARTS and CRASH. Raises EnvironmentCrashed.
+    """
+
+    def __init__(self, make: Callable[[], Env[Any, Any]]) -> None:
+        self._make = make
+        self._env = make()
+        self._crashes = CrashCount()
+        self._seeds: np.random.SeedSequence | None = None
+        self.observation_space = self._env.observation_space
+        self.action_space = self._env.action_space
+        self.metadata = self._env.metadata
+        self.render_mode = self._env.render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """First observation of an episode and its info."""
+        if seed is not None:
+            self._seeds = np.random.SeedSequence(seed)
+        try:
+            return self._env.reset(seed=seed, options=options)
+        except CRASHES as error:
+            return self._replaced(error)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Observation, reward, terminated, truncated, info."""
+        try:
+            observation, reward, terminated, truncated, info = self._env.step(action)
+        except CRASHES as error:
+            observation, info = self._replaced(error)
+            return observation, 0.0, False, False, info
+        self._crashes.stepped()
+        return observation, float(reward), terminated, truncated, info
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+    def _replaced(self, error: BaseException) -> tuple[Any, dict[str, Any]]:
+        """First observation of a new environment, made and reset until that succeeds."""
+        restarts = 0
+        said = []
+        while True:
+            said.append("".join(traceback.format_exception(error)))
+            self._crashes.crashed(error)
+            restarts += 1
+            try:
+                self._env.close()
+            except CRASHES as closing:  # it is broken anyway
+                said.append(f"its close() raised {type(closing).__name__}: {first_line(closing)}\n")
+            try:
+                self._env = self._make()
+                observation, info = self._env.reset(seed=self._fresh_seed())
+            except CRASHES as again:
+                error = again
+                continue
+            return observation, {**info, RESTARTS: restarts, CRASH: "".join(said)}
+
+    def _fresh_seed(self) -> int | None:
+        return None if self._seeds is None else seed_from(self._seeds)
+
+
+def seed_from(seeds: np.random.SeedSequence) -> int:
+    """The next seed of a sequence; small enough to add the environment's number within its group."""
+    return int(seeds.spawn(1)[0].generate_state(1)[0]) & 0x3FFF_FFFF
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip() or "no text").splitlines()[0]

@@ -1,0 +1,135 @@
+"""From Gymnasium's spaces to the run's environment spec, and from batched observations to bytes on the wire.
+
+Leaves are named by their path: "observation" for a plain space, "key/…" in a Dict, "0/…" in a Tuple.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+from numpy.typing import NDArray
+
+from shared.errors import UnsupportedEnvironment
+from shared.specs import EnvironmentSpec, LeafSpec
+from shared.types import Array
+from shared.wire.limits import DTYPES
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    path: tuple[Any, ...]  # keys from the root to the leaf
+    space: Space[Any]
+    spec: LeafSpec
+
+    @property
+    def start(self) -> int:
+        """Smallest value of a Discrete leaf; sent as 0."""
+        return int(self.space.start) if isinstance(self.space, spaces.Discrete) else 0
+
+
+def environment_spec(observation_space: Space[Any], action_space: Space[Any]) -> EnvironmentSpec:
+    """Spec of an environment with these single (not batched) spaces. Raises UnsupportedEnvironment."""
+    if not isinstance(action_space, spaces.Discrete):
+        raise UnsupportedEnvironment(
+            f"action space {_shown(action_space)} is not supported; only Discrete is"
+        )
+    return EnvironmentSpec(
+        observation=tuple(leaf.spec for leaf in _leaves(observation_space)), num_actions=int(action_space.n)
+    )
+
+
+class ObservationEncoder:
+    """Turns batched observations of one space into raw little-endian bytes, leaf by leaf."""
+
+    def __init__(self, observation_space: Space[Any], *, group_size: int) -> None:
+        """Takes the single (not batched) observation space. Raises UnsupportedEnvironment."""
+        self._leaves = [
+            (leaf, (group_size, *leaf.spec.shape), np.dtype(leaf.spec.dtype).newbyteorder("<"))
+            for leaf in _leaves(observation_space)
+        ]
+
+    def __call__(self, observation: Any) -> list[bytes]:
+        """Bytes of each leaf, [B, …] in C order. Raises UnsupportedEnvironment on another shape."""
+        encoded = []
+        for leaf, shape, dtype in self._leaves:
+            value = observation
+            for key in leaf.path:
+                value = value[key]
+            array: Array = np.asarray(value)
+            if array.shape != shape:
+                raise UnsupportedEnvironment(
+                    f"observation {leaf.spec.name!r} of a group has shape {list(array.shape)}; "
+                    f"its space says {list(shape)}"
+                )
+            if leaf.start:
+                array = array.astype(np.int64) - leaf.start
+            encoded.append(array.astype(dtype, copy=False).tobytes())
+        return encoded
+
+
+class ActionDecoder:
+    """Turns 0-based actions into those of the action space."""
+
+    def __init__(self, action_space: Space[Any]) -> None:
+        """Takes the single (not batched) action space, a Discrete one."""
+        assert isinstance(action_space, spaces.Discrete)
+        self._start = int(action_space.start)
+        self._dtype = np.dtype(action_space.dtype)
+
+    def __call__(self, action: NDArray[np.int64]) -> Array:
+        """[B] actions in the space's own dtype, its start added."""
+        shifted = action + self._start if self._start else action
+        return shifted.astype(self._dtype, copy=False)
+
+
+def _leaves(space: Space[Any]) -> list[_Leaf]:
+    leaves = list(_walk(space, ()))
+    names = [leaf.spec.name for leaf in leaves]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UnsupportedEnvironment(f"two observation leaves would be named {repeated!r}; rename a key")
+    if not leaves:
+        raise UnsupportedEnvironment(f"observation space {_shown(space)} holds nothing")
+    return leaves
+
+
+def _walk(space: Space[Any], path: tuple[Any, ...]) -> Iterator[_Leaf]:
+    if isinstance(space, spaces.Dict):
+        for key, child in space.spaces.items():
+            yield from _walk(child, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, child in enumerate(space.spaces):
+            yield from _walk(child, (*path, index))
+    else:
+        name = "/".join(str(key) for key in path) or "observation"
+        yield _Leaf(path=path, space=space, spec=_leaf_spec(name, space))
+
+
+def _leaf_spec(name: str, space: Space[Any]) -> LeafSpec:
+    if isinstance(space, spaces.Discrete):
+        n = int(space.n)
+        return LeafSpec(name=name, dtype="int64", shape=(), low=(0.0,), high=(float(n - 1),), n=n)
+    if not isinstance(space, spaces.Box):
+        raise UnsupportedEnvironment(
+            f"observation {name!r}: space {_shown(space)} is not supported; Box, Discrete, Dict and Tuple are"
+        )
+    dtype = np.dtype(space.dtype)
+    if dtype.name not in DTYPES:
+        raise UnsupportedEnvironment(f"observation {name!r}: dtype {dtype.name} is not supported")
+    if 0 in space.shape:
+        raise UnsupportedEnvironment(f"observation {name!r}: shape {list(space.shape)} holds no values")
+    low, high = _bounds(space.low), _bounds(space.high)
+    return LeafSpec(name=name, dtype=dtype.name, shape=tuple(space.shape), low=low, high=high)
+
+
+def _bounds(values: Array) -> tuple[float, ...]:
+    flat = values.astype(np.float64).ravel()
+    return (float(flat[0]),) if (flat == flat[0]).all() else tuple(flat.tolist())
+
+
+def _shown(space: Space[Any]) -> str:
+    """One short line for a space: its own words, cut where arrays make them long."""
+    words = " ".join(repr(space).split())
+    return words if len(words) <= 80 else f"{words[:77]}…"

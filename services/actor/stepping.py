@@ -1,0 +1,191 @@
+"""One group of environments: steps it, tells what each step was, survives its crashes; knows no stream."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from services.actor.autoreset import EpisodeStarts, episode_starts
+from services.actor.restarting import CRASH, CRASHES, RESTARTS, CrashCount, first_line, seed_from
+from services.actor.spaces import ActionDecoder, ObservationEncoder, environment_spec
+from shared.errors import SeedrlError, UnsupportedEnvironment
+from shared.telemetry import get_logger
+
+Flags = NDArray[np.bool_]
+
+_CLOSE_SECONDS = 0.5  # for environments in processes of their own; an actor has to be gone within 2 s
+
+log = get_logger(__name__)
+
+
+class Transition(NamedTuple):
+    """What one step or reset of B environments led to, ready for the wire."""
+
+    observation: list[bytes]  # per leaf [B, …], little-endian
+    reward: bytes  # [B] float32, 0 where is_first
+    terminated: bytes  # [B] uint8, 0 where is_first
+    truncated: bytes  # [B] uint8, 0 where is_first
+    is_first: bytes  # [B] uint8
+    steps: int  # rows whose action was taken
+    reset_steps: int  # rows whose action was ignored
+    episodes: int  # rows whose episode had come to its end and began anew
+    restarts: int  # crashed environments that were replaced
+
+
+class SteppedGroup:
+    """A vector environment between its spaces and the wire.
+
+    All methods block. They exclude each other: an actor that is stopped closes its groups while one may step.
+    """
+
+    def __init__(
+        self, make: Callable[[], VectorEnv[Any, Any, Any]], *, seeds: np.random.SeedSequence
+    ) -> None:
+        """Makes the environments. Raises UnsupportedEnvironment."""
+        self._lock = threading.Lock()
+        self._make = make
+        self._seeds = seeds
+        self._crashes = CrashCount()
+        self._env, self._seed = self._made()
+        spaces = self._env.single_observation_space, self._env.single_action_space
+        self.spec = environment_spec(*spaces)
+        self.size = self._env.num_envs
+        self._encode = ObservationEncoder(spaces[0], group_size=self.size)
+        self._decode = ActionDecoder(spaces[1])
+        self._starts: EpisodeStarts | None = None  # before the first reset
+
+    def reset(self) -> Transition:
+        """First observations of new episodes in all rows."""
+        with self._lock:
+            try:
+                return self._all_first()
+            except SeedrlError:
+                raise
+            except CRASHES as error:
+                return self._rebuilt(error)
+
+    def step(self, action: NDArray[np.int64]) -> Transition:
+        """Takes 0-based actions [B]. A crash of the whole group starts new episodes in all rows.
+
+        Raises EnvironmentCrashed when crash follows crash.
+        """
+        with self._lock:
+            try:
+                result = self._env.step(self._decode(action))
+                transition = self._transition(*result)
+            except SeedrlError:
+                raise
+            except CRASHES as error:
+                return self._rebuilt(error)
+            self._crashes.stepped()
+            return transition
+
+    def close(self) -> None:
+        """Closes the environments; their processes are gone on return."""
+        with self._lock:
+            closed(self._env)
+
+    def _made(self) -> tuple[VectorEnv[Any, Any, Any], int | None]:
+        return self._make(), seed_from(self._seeds)
+
+    def _all_first(self) -> Transition:
+        seed, self._seed = self._seed, None  # only the first reset: later ones go on with the same generators
+        observation, info = self._env.reset(seed=seed)
+        self._starts = episode_starts(self._env, info)
+        zeros, ones = np.zeros(self.size, np.bool_), np.ones(self.size, np.bool_)
+        return Transition(
+            observation=self._encode(observation),
+            reward=np.zeros(self.size, "<f4").tobytes(),
+            terminated=zeros.tobytes(),
+            truncated=zeros.tobytes(),
+            is_first=ones.tobytes(),
+            steps=0,
+            reset_steps=0,
+            episodes=0,
+            restarts=self._restarted(info)[1],
+        )
+
+    def _transition(
+        self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: dict[str, Any]
+    ) -> Transition:
+        terminated, truncated = np.array(terminated, np.bool_), np.array(truncated, np.bool_)
+        assert self._starts is not None
+        is_first = self._starts.after(info, terminated=terminated, truncated=truncated)
+        ended = int(is_first.sum())
+        restarts = 0
+        if RESTARTS in info:
+            restarted, restarts = self._restarted(info)
+            is_first = is_first | restarted
+        resets = int(is_first.sum())
+        if resets:
+            terminated[is_first] = truncated[is_first] = False
+            reward = np.where(is_first, 0.0, reward)
+        return Transition(
+            observation=self._encode(observation),
+            reward=np.asarray(reward, "<f4").tobytes(),
+            terminated=terminated.tobytes(),
+            truncated=truncated.tobytes(),
+            is_first=is_first.tobytes(),
+            steps=self.size - resets,
+            reset_steps=resets,
+            episodes=ended,
+            restarts=restarts,
+        )
+
+    def _restarted(self, info: dict[str, Any]) -> tuple[Flags, int]:
+        """Rows whose environment is a new one, and how many were used up; logs why."""
+        if RESTARTS not in info:
+            return np.zeros(self.size, np.bool_), 0
+        restarts = np.asarray(info[RESTARTS])
+        for row in np.flatnonzero(restarts):
+            log.error("environment crashed and was replaced", row=int(row), crash=str(info[CRASH][row]))
+        return restarts > 0, int(restarts.sum())
+
+    def _rebuilt(self, error: BaseException) -> Transition:
+        """First observations of a whole new group, made and reset until that succeeds."""
+        restarts = 0
+        while True:
+            log.error("group of environments crashed and is rebuilt", size=self.size, exc_info=error)
+            self._crashes.crashed(error)
+            restarts += self.size
+            try:
+                closed(self._env)
+                self._env, self._seed = self._made()
+                first = self._all_first()
+            except UnsupportedEnvironment as again:  # it could be made before: a crash like any other
+                error = again
+            except SeedrlError:
+                raise
+            except CRASHES as again:
+                error = again
+            else:
+                return first._replace(reset_steps=self.size, restarts=restarts + first.restarts)
+
+
+def closed(env: VectorEnv[Any, Any, Any]) -> None:
+    """Closes `env`; one that cannot close in time or at all loses its processes."""
+    if not isinstance(env, AsyncVectorEnv):
+        _close(env)
+        return
+    # A worker that hangs or is dead would keep close() waiting, until its pipe breaks because it was killed.
+    closing = threading.Thread(target=_close, args=(env,), name="closing environments", daemon=True)
+    closing.start()
+    closing.join(_CLOSE_SECONDS)
+    for process in env.processes:
+        process.kill()
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    for process in env.processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    closing.join(_CLOSE_SECONDS)
+    env.closed = True
+
+
+def _close(env: VectorEnv[Any, Any, Any]) -> None:
+    try:
+        env.close()
+    except CRASHES as error:
+        log.debug("closing environments failed", reason=f"{type(error).__name__}: {first_line(error)}")

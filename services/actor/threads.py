@@ -1,0 +1,106 @@
+"""The threads in which environments step, beside the event loop.
+
+Unlike those of a ThreadPoolExecutor they do not keep a process alive, so that an environment which hangs
+cannot keep an actor from ending.
+"""
+
+import asyncio
+import contextlib
+import functools
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+T = TypeVar("T")
+
+_END_SECONDS = 0.2
+
+
+class _Job(NamedTuple):
+    function: Callable[[], Any]
+    limit_seconds: float
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Any]"
+
+
+class StepThreads:
+    """Runs functions in `count` threads, first come, first served. At most one job per group waits."""
+
+    def __init__(self, count: int) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._running: dict[
+            int, tuple[float, float]
+        ] = {}  # thread number -> (began, limit), monotonic seconds
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"step-{number}", daemon=True)
+            for number in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets the threads end after what is queued; does not wait for one that is stuck."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        # Python may only end once they are out of native code: it would take the process down with it.
+        deadline = time.monotonic() + _END_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    async def run(self, function: Callable[[], T], *, limit_seconds: float = math.inf) -> T:
+        """The result of `function`. When cancelled, a function that has begun runs on to its end.
+
+        Nothing can end a function that takes longer than `limit_seconds`, but `is_overdue` then says so.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._jobs.put(_Job(function, limit_seconds, loop, future))
+        return await future
+
+    def longest_job(self) -> float:
+        """Seconds since the oldest running function began; 0 when none runs."""
+        now = time.monotonic()
+        return max((now - began for began, _ in self._running.copy().values()), default=0.0)
+
+    def is_overdue(self) -> bool:
+        """Whether a running function has taken longer than its limit."""
+        now = time.monotonic()
+        return any(now - began > limit for began, limit in self._running.copy().values())
+
+    def _work(self, number: int) -> None:
+        while (job := self._jobs.get()) is not None:
+            if job.future.cancelled():
+                continue
+            self._running[number] = (time.monotonic(), job.limit_seconds)
+            outcome = _outcome(job)
+            del self._running[number]
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                job.loop.call_soon_threadsafe(outcome)
+            del job, outcome  # an idle thread keeps no environment alive
+
+
+def _outcome(job: _Job) -> Callable[[], None]:
+    """Runs the job; returns what tells its future, to be called by the event loop."""
+    try:
+        result = job.function()
+    except BaseException as error:  # it belongs to whoever asked
+        return functools.partial(_settle, job.future, None, error)
+    return functools.partial(_settle, job.future, result, None)
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

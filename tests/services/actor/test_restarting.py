@@ -1,0 +1,115 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.actor.restarting import (
+    CRASH,
+    MAX_CRASHES_IN_A_ROW,
+    RESTARTS,
+    EnvironmentCrashed,
+    RestartingEnvironment,
+    seed_from,
+)
+from tests.support.actor_environments import TroubleEnvironment
+from tests.support.counting_environment import CountingEnvironment, Crash
+
+A0 = np.int64(0)
+
+
+def restarting(**kwargs: Any) -> RestartingEnvironment:
+    return RestartingEnvironment(lambda: TroubleEnvironment(lengths=(3,), **kwargs))
+
+
+def test_an_environment_without_trouble_is_what_it_was() -> None:
+    wrapped, bare = restarting(), CountingEnvironment(lengths=(3,))
+    np.testing.assert_array_equal(wrapped.reset(seed=4)[0], bare.reset(seed=4)[0])
+    for action in (1, 2, 3):
+        got, want = wrapped.step(np.int64(action)), bare.step(np.int64(action))
+        np.testing.assert_array_equal(got[0], want[0])
+        assert got[1:] == want[1:]
+    assert wrapped.observation_space == bare.observation_space
+    assert wrapped.action_space == bare.action_space
+
+
+@pytest.mark.parametrize("trouble", ["step", "exit", "close"])
+def test_a_crash_gives_a_new_environments_first_observation_and_says_so(trouble: str) -> None:
+    env = restarting(trouble=trouble, at=2)
+    first, _ = env.reset(seed=4)
+    assert RESTARTS not in env.step(A0)[4]
+    observation, reward, terminated, truncated, info = env.step(A0)
+    assert observation[0] != first[0]  # another instance
+    assert observation[1:].tolist() == [1, 1]
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    assert info[RESTARTS] == 1
+    assert ("told to crash in step" in info[CRASH]) or ("window was closed" in info[CRASH])
+    assert ("its close() raised Crash" in info[CRASH]) == (trouble == "close")
+
+
+def test_a_crash_in_reset_is_survived_too(tmp_path: Path) -> None:
+    env = restarting(trouble="reset", at=3, marker=str(tmp_path / "made"))
+    first, _ = env.reset(seed=4)
+    for _ in range(3):
+        env.step(A0)
+    observation, info = env.reset()
+    assert observation[0] != first[0]
+    assert info[RESTARTS] == 1
+
+
+def test_the_same_seed_gives_the_same_replacements() -> None:
+    def instances() -> list[float]:
+        env = restarting(trouble="step", at=2)
+        env.reset(seed=11)
+        return [env.step(A0)[0][0] for _ in range(8)]
+
+    assert instances() == instances()
+    assert len(set(instances())) == 5
+
+
+def test_crash_after_crash_is_given_up_and_the_last_error_is_named() -> None:
+    made = 0
+
+    def make() -> TroubleEnvironment:
+        nonlocal made
+        made += 1
+        return TroubleEnvironment(trouble="step", at=1)
+
+    env = RestartingEnvironment(make)
+    env.reset(seed=1)
+    for _ in range(MAX_CRASHES_IN_A_ROW - 1):
+        env.step(A0)
+    with pytest.raises(
+        EnvironmentCrashed, match="crashed 10 times in a row, at last with Crash: told to crash"
+    ):
+        env.step(A0)
+    assert made == MAX_CRASHES_IN_A_ROW
+
+
+def test_a_successful_step_starts_the_count_again() -> None:
+    env = restarting(trouble="step", at=2)
+    env.reset(seed=1)
+    restarts = sum(env.step(A0)[4].get(RESTARTS, 0) for _ in range(6 * MAX_CRASHES_IN_A_ROW))
+    assert restarts == 3 * MAX_CRASHES_IN_A_ROW
+
+
+def test_an_environment_that_cannot_even_be_made_again_is_given_up() -> None:
+    made: list[int] = []
+
+    def make() -> TroubleEnvironment:
+        if made:
+            raise Crash("the simulator is gone")
+        made.append(1)
+        return TroubleEnvironment(trouble="step", at=1)
+
+    env = RestartingEnvironment(make)
+    env.reset(seed=1)
+    with pytest.raises(EnvironmentCrashed, match="the simulator is gone"):
+        env.step(A0)
+
+
+def test_seeds_leave_room_for_a_groups_environments() -> None:
+    seeds = np.random.SeedSequence(5)
+    drawn = [seed_from(seeds) for _ in range(200)]
+    assert len(set(drawn)) == 200
+    assert max(drawn) + 65_536 < 2**31

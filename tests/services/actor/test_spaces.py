@@ -1,0 +1,150 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
+
+from services.actor.spaces import ActionDecoder, ObservationEncoder, environment_spec
+from shared.errors import UnsupportedEnvironment
+from shared.specs import LeafSpec
+from shared.wire import inference_pb2 as pb
+from shared.wire.hello import environment_from_hello, to_proto_observation
+
+TWO = spaces.Discrete(2)
+NESTED = spaces.Dict(
+    {
+        "camera": spaces.Box(0, 255, (4, 5, 3), np.uint8),
+        "arm": spaces.Tuple([spaces.Box(-1, 1, (2,), np.float64), spaces.Discrete(4, start=-1)]),
+        "deep": spaces.Dict({"z": spaces.Box(0, 1, (), np.bool_), "a": spaces.Box(-5, 9, (3,), np.int16)}),
+    }
+)
+
+
+def test_leaves_are_named_by_their_path_in_gymnasiums_order() -> None:
+    spec = environment_spec(NESTED, TWO)
+    assert [leaf.name for leaf in spec.observation] == [*_names(NESTED)]
+    assert {leaf.name for leaf in spec.observation} == {"camera", "arm/0", "arm/1", "deep/z", "deep/a"}
+
+
+def _names(space: spaces.Dict) -> list[str]:
+    names: list[str] = []
+    for key, child in space.spaces.items():
+        if isinstance(child, spaces.Dict):
+            names += [f"{key}/{name}" for name in _names(child)]
+        elif isinstance(child, spaces.Tuple):
+            names += [f"{key}/{index}" for index in range(len(child.spaces))]
+        else:
+            names.append(key)
+    return names
+
+
+def test_a_plain_space_is_called_observation_and_keeps_one_bound_where_all_are_alike() -> None:
+    spec = environment_spec(spaces.Box(0, 255, (1, 84, 84), np.uint8), spaces.Discrete(6))
+    assert spec.num_actions == 6
+    assert spec.observation == (
+        LeafSpec(name="observation", dtype="uint8", shape=(1, 84, 84), low=(0.0,), high=(255.0,)),
+    )
+
+
+def test_bounds_that_differ_are_kept_per_element_and_may_be_infinite() -> None:
+    high = np.array([[4.8, np.inf], [0.5, np.inf]], np.float32)
+    (leaf,) = environment_spec(spaces.Box(-high, high, dtype=np.float32), TWO).observation
+    assert leaf.high == (float(np.float32(4.8)), float("inf"), 0.5, float("inf"))
+    assert leaf.low == tuple(-value for value in leaf.high)
+
+
+def test_a_discrete_observation_counts_from_zero() -> None:
+    space = spaces.Discrete(5, start=10)
+    (leaf,) = environment_spec(space, TWO).observation
+    assert leaf == LeafSpec(name="observation", dtype="int64", shape=(), low=(0.0,), high=(4.0,), n=5)
+    (data,) = ObservationEncoder(space, group_size=3)(np.array([10, 14, 12]))
+    assert np.frombuffer(data, "<i8").tolist() == [0, 4, 2]
+
+
+def test_every_leaf_of_a_nested_observation_arrives_as_it_was() -> None:
+    batched = batch_space(NESTED, 3)
+    batched.seed(1)
+    observation: Any = batched.sample()
+    spec = environment_spec(NESTED, TWO)
+    encoded = dict(zip([leaf.name for leaf in spec.observation], _decoded(observation, spec), strict=True))
+    np.testing.assert_array_equal(encoded["camera"], observation["camera"])
+    np.testing.assert_array_equal(encoded["arm/0"], observation["arm"][0])
+    np.testing.assert_array_equal(encoded["arm/1"], observation["arm"][1] + 1)
+    np.testing.assert_array_equal(encoded["deep/z"], observation["deep"]["z"])
+    np.testing.assert_array_equal(encoded["deep/a"], observation["deep"]["a"])
+
+
+def _decoded(observation: Any, spec: Any) -> list[Any]:
+    data = ObservationEncoder(NESTED, group_size=3)(observation)
+    return [
+        np.frombuffer(raw, np.dtype(leaf.dtype)).reshape(3, *leaf.shape)
+        for raw, leaf in zip(data, spec.observation, strict=True)
+    ]
+
+
+def test_foreign_byte_order_and_memory_order_do_not_reach_the_wire() -> None:
+    space = spaces.Box(0, 9, (2, 3), np.dtype(">f4"))
+    values = np.asfortranarray(np.arange(12, dtype=">f4").reshape(2, 2, 3))
+    (data,) = ObservationEncoder(space, group_size=2)(values)
+    assert environment_spec(space, TWO).observation[0].dtype == "float32"
+    np.testing.assert_array_equal(np.frombuffer(data, "<f4"), np.arange(12))
+
+
+def test_another_dtype_than_the_spaces_is_converted() -> None:
+    (data,) = ObservationEncoder(spaces.Box(0, 9, (1,), np.float32), group_size=2)(np.array([[1.5], [2.5]]))
+    assert np.frombuffer(data, "<f4").tolist() == [1.5, 2.5]
+
+
+def test_another_shape_than_the_spaces_is_refused_by_name() -> None:
+    with pytest.raises(
+        UnsupportedEnvironment, match=r"'observation' of a group has shape \[2, 2\].*\[2, 1\]"
+    ):
+        ObservationEncoder(spaces.Box(0, 9, (1,), np.float32), group_size=2)(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.MultiBinary(3), "'observation': space MultiBinary"),
+        (spaces.Dict({"a": spaces.MultiDiscrete([2, 3])}), "'a': space MultiDiscrete"),
+        (spaces.Tuple([spaces.Dict({"t": spaces.Text(4)})]), "'0/t': space Text"),
+        (spaces.Dict({"g": spaces.Graph(spaces.Box(0, 1, (1,)), None)}), "'g': space Graph"),
+        (spaces.Tuple([]), "holds nothing"),
+        (spaces.Box(0, 1, (0,)), r"shape \[0\] holds no values"),
+        (spaces.Dict({"a/b": TWO, "a": spaces.Dict({"b": TWO})}), "two observation leaves .* 'a/b'"),
+    ],
+)
+def test_an_unsupported_observation_space_is_refused_by_name(space: Any, words: str) -> None:
+    with pytest.raises(UnsupportedEnvironment, match=words) as caught:
+        environment_spec(space, TWO)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2)]
+)
+def test_an_unsupported_action_space_is_refused_by_name(space: Any) -> None:
+    with pytest.raises(UnsupportedEnvironment, match=f"action space {type(space).__name__}.*only Discrete"):
+        environment_spec(spaces.Box(0, 1, (1,)), space)
+
+
+def test_actions_get_the_start_and_dtype_of_their_space() -> None:
+    decoded = ActionDecoder(spaces.Discrete(3, start=-1, dtype=np.int32))(np.array([0, 1, 2]))
+    assert decoded.dtype == np.int32
+    assert decoded.tolist() == [-1, 0, 1]
+
+
+def test_what_the_actor_says_of_its_spaces_is_what_inference_understands() -> None:
+    spec = environment_spec(NESTED, spaces.Discrete(7))
+    hello = pb.Hello(
+        protocol_version=1,
+        run_id="r",
+        actor_id="a",
+        stream_id="s",
+        group_size=2,
+        role=pb.ROLE_TRAIN,
+        observation=to_proto_observation(spec),
+        action=pb.DiscreteActionSpec(n=7),
+    )
+    assert environment_from_hello(hello) == spec

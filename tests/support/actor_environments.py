@@ -1,0 +1,160 @@
+"""Environments that misbehave, and native vector environments with every kind of autoreset.
+
+For use as `tests.support.actor_environments:Id-v0`; importing this module registers them.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from tests.support.counting_environment import CountingEnvironment, Crash
+
+MODULE = __name__
+
+
+class TroubleEnvironment(CountingEnvironment):
+    """A counting environment that makes trouble in step `at` of its life, or in the first reset after it.
+
+    `trouble`: step, reset, close (raise), exit (SystemExit), die (the process is gone), hang. `marker` is a
+    file that is there once any instance has made the trouble; without one each makes it.
+    """
+
+    def __init__(self, *, trouble: str = "", at: int = 5, marker: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._trouble, self._at, self._marker = trouble, at, marker
+        self._steps = 0
+
+    def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        if self._steps == self._at and self._trouble != "reset" and self._may():
+            self._make_trouble()
+        return super().step(action)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[Any], dict[str, Any]]:
+        if self._trouble == "reset" and self._steps >= self._at and self._may():
+            raise Crash("told to crash in reset")
+        return super().reset(seed=seed, options=options)
+
+    def close(self) -> None:
+        if self._trouble == "close":
+            raise Crash("told to crash in close")
+
+    def _may(self) -> bool:
+        if not self._marker:
+            return True
+        try:
+            Path(self._marker).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def _make_trouble(self) -> None:
+        match self._trouble:
+            case "step" | "close":
+                raise Crash("told to crash in step")
+            case "exit":
+                sys.exit("the simulator's window was closed")
+            case "die":
+                os._exit(9)
+            case "hang":
+                time.sleep(3600)
+
+
+class BareVectorEnvironment(VectorEnv[Any, Any, Any]):
+    """One Box row each, steps counted; has no metadata of its own and says no autoreset mode."""
+
+    def __init__(self, num_envs: int = 1, *, raise_at: int = 0) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space = spaces.Box(0, 1000, (1,), np.float32)
+        self.single_action_space = spaces.Discrete(2)
+        self.observation_space = spaces.Box(0, 1000, (num_envs, 1), np.float32)
+        self.action_space = spaces.MultiDiscrete([2] * num_envs)
+        self._raise_at = raise_at
+        self._steps = 0
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self._steps = 0
+        return self._observation(), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self._steps += 1
+        if self._steps == self._raise_at:
+            raise Crash("the vector environment was told to crash")
+        false = np.zeros(self.num_envs, np.bool_)
+        return self._observation(), np.full(self.num_envs, 7.0), false, false.copy(), {}
+
+    def _observation(self) -> NDArray[np.float32]:
+        return np.full((self.num_envs, 1), self._steps, np.float32)
+
+
+class NextStepVectorEnvironment(BareVectorEnvironment):
+    """Says NEXT_STEP in metadata of its own."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - gymnasium's attribute
+
+
+class SameStepVectorEnvironment(BareVectorEnvironment):
+    """Says SAME_STEP in metadata of its own."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - gymnasium's attribute
+
+
+class ChoosingVectorEnvironment(SyncVectorEnv):
+    """Takes its autoreset mode; SAME_STEP unless it is told."""
+
+    def __init__(self, num_envs: int = 1, *, autoreset_mode: Any = AutoresetMode.SAME_STEP) -> None:
+        super().__init__([CountingEnvironment] * num_envs, autoreset_mode=autoreset_mode)
+
+
+class SpacesEnvironment(gymnasium.Env[Any, Any]):
+    """Any spaces at all; observations are samples, remembered in `seen`."""
+
+    def __init__(self, *, observation_space: Any = None, action_space: Any = None) -> None:
+        self.observation_space = observation_space or spaces.Text(5)
+        self.action_space = action_space or spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+class SlowEnvironment(CountingEnvironment):
+    """Takes `seconds` for a step."""
+
+    def __init__(self, *, seconds: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._seconds = seconds
+
+    def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        time.sleep(self._seconds)
+        return super().step(action)
+
+
+def _register(env_id: str, single: type | None = None, vector: type | None = None) -> None:
+    gymnasium.register(
+        env_id,
+        entry_point=f"{MODULE}:{single.__name__}" if single else None,
+        vector_entry_point=f"{MODULE}:{vector.__name__}" if vector else None,
+    )
+
+
+_register("Trouble-v0", TroubleEnvironment)
+_register("Spaces-v0", SpacesEnvironment)
+_register("Slow-v0", SlowEnvironment)
+_register("Bare-v0", CountingEnvironment, BareVectorEnvironment)
+_register("NextStep-v0", CountingEnvironment, NextStepVectorEnvironment)
+_register("SameStep-v0", CountingEnvironment, SameStepVectorEnvironment)
+_register("SameStepOnly-v0", None, SameStepVectorEnvironment)
+_register("Choosing-v0", CountingEnvironment, ChoosingVectorEnvironment)

@@ -1,0 +1,172 @@
+"""A real gRPC inference server without a policy: it records what actors say and answers by script."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.wire import inference_pb2 as pb
+from shared.wire.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
+from tests.support.waiting import eventually
+
+Answer = NDArray[Any] | pb.ActResponse | None  # actions, or a whole message; None ends the stream
+Script = Callable[["RecordedStream", pb.Step], Answer | Awaitable[Answer]]
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 65 * 2**20),
+    ("grpc.max_send_message_length", 65 * 2**20),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),
+)
+
+
+@dataclass
+class RecordedStream:
+    """What came on one stream."""
+
+    hello: pb.Hello | None = None
+    steps: list[pb.Step] = field(default_factory=list)
+    end: str = ""  # how it ended: half-closed, cancelled, or what the script did
+
+    @property
+    def size(self) -> int:
+        """B."""
+        assert self.hello is not None
+        return self.hello.group_size
+
+    def observation(self, leaf: int = 0) -> NDArray[Any]:
+        """[steps, B, …] of one leaf."""
+        assert self.hello is not None
+        spec = self.hello.observation[leaf]
+        data = b"".join(step.observation[leaf] for step in self.steps)
+        return np.frombuffer(data, np.dtype(spec.dtype)).reshape(len(self.steps), self.size, *spec.shape)
+
+    def rewards(self) -> NDArray[np.float32]:
+        """[steps, B]."""
+        return np.frombuffer(b"".join(step.reward for step in self.steps), "<f4").reshape(-1, self.size)
+
+    def flags(self, name: str) -> NDArray[np.bool_]:
+        """[steps, B] of terminated, truncated or is_first."""
+        data = b"".join(getattr(step, name) for step in self.steps)
+        return np.frombuffer(data, np.uint8).astype(np.bool_).reshape(-1, self.size)
+
+
+class ScriptedInference(InferenceServicer):
+    """Answers every Step with zeros, unless told otherwise; what it is told may change at any time."""
+
+    def __init__(self, *, run_id: str = "default") -> None:
+        self.run_id = run_id
+        self.streams: list[RecordedStream] = []
+        self.script: Script = lambda stream, _: np.zeros(stream.size, np.int64)
+        self.refuse: tuple[grpc.StatusCode, str] | None = None  # answers Hello
+        self.reject: tuple[grpc.StatusCode, str] | None = None  # answers every Step
+        self.welcome: pb.ActResponse | None = None  # answers Hello instead of the right one
+        self.mute = False  # Hello is not answered at all
+        self.end_after: int | None = None  # Steps after which a stream ends with OK
+        self.let_go = asyncio.Event()  # actions are withheld while it is not set
+        self.let_go.set()
+        self.keep_steps = True
+        self.total_steps = 0
+        self.port = 0
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Listens, the second time on the same port."""
+        self._server = grpc.aio.server(options=_OPTIONS)
+        add_InferenceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def die(self) -> None:
+        """Ends all streams at once, without a word."""
+        assert self._server is not None
+        await self._server.stop(grace=None)
+
+    async def steps(self, count: int, *, stream: int = -1, timeout: float = 20) -> RecordedStream:
+        """Waits until a stream (default: the newest) has had so many Steps."""
+        await eventually(
+            lambda: self.streams and len(self.streams[stream].steps) >= count,
+            timeout=timeout,
+            what=f"{count} steps of stream {stream}",
+        )
+        return self.streams[stream]
+
+    async def Act(  # noqa: N802 - gRPC's name
+        self, request_iterator: AsyncIterator[pb.ActRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.ActResponse]:
+        """One stream by the script."""
+        stream = RecordedStream()
+        self.streams.append(stream)
+        try:
+            async for response in self._answers(stream, request_iterator, context):
+                yield response
+        except asyncio.CancelledError:
+            stream.end = stream.end or "cancelled"
+            raise
+
+    async def _answers(
+        self,
+        stream: RecordedStream,
+        requests: AsyncIterator[pb.ActRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[pb.ActResponse]:
+        async for request in requests:
+            if request.HasField("hello"):
+                stream.hello = request.hello
+                if self.refuse is not None:
+                    await context.abort(*self.refuse)
+                if not self.mute:
+                    yield self.welcome or pb.ActResponse(
+                        welcome=pb.Welcome(protocol_version=1, run_id=self.run_id)
+                    )
+                continue
+            self.total_steps += 1
+            stream.steps.append(request.step)
+            if not self.keep_steps:
+                del stream.steps[:-1]
+            if self.reject is not None:
+                await context.abort(*self.reject)
+            await self.let_go.wait()
+            if self.end_after is not None and len(stream.steps) >= self.end_after:
+                stream.end = "over"
+                return
+            answer = self.script(stream, request.step)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            if answer is None:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the script ends this stream")
+            if isinstance(answer, pb.ActResponse):
+                yield answer
+                continue
+            yield pb.ActResponse(
+                actions=pb.Actions(
+                    sequence=request.step.sequence,
+                    action=np.asarray(answer, "<i8").tobytes(),
+                    weights_version=len(stream.steps),
+                )
+            )
+        stream.end = "half-closed"
+
+
+@asynccontextmanager
+async def scripted_inference(**kwargs: Any) -> AsyncIterator[ScriptedInference]:
+    """A running server."""
+    server = ScriptedInference(**kwargs)
+    await server.start()
+    try:
+        yield server
+    finally:
+        server.let_go.set()
+        await server.die()
