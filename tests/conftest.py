@@ -6,9 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from services.nats_server import NatsServer, embedded_nats
 from tests.support.nats import NatsRun, OwnNats
+
+# The same examples in every run; no limit on the time of one, which a busy machine would exceed.
+settings.register_profile("seedrl", deadline=None, derandomize=True)
+settings.load_profile("seedrl")
 
 
 @pytest.fixture(scope="session")
