@@ -127,18 +127,20 @@ asyncio.run(main())
     starter = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=subprocess.PIPE)
     assert starter.stdout is not None
     pid, port = json.loads(await starter.stdout.readline())
-    os.kill(pid, signal.SIGSTOP)  # its end takes a while
-    starter.kill()
-    await starter.wait()
-    with monkeypatch.context() as patched:
-        patched.setattr(nats_server, "_LOCK_SECONDS", 0.1)
-        with pytest.raises(ConfigurationError, match="another nats-server"):
-            async with embedded_nats(tmp_path / "nats"):
-                pass
-    os.kill(pid, signal.SIGCONT)
+    try:
+        os.kill(pid, signal.SIGSTOP)  # its end takes a while
+        starter.kill()
+        await starter.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr(nats_server, "_LOCK_SECONDS", 0.1)
+            with pytest.raises(ConfigurationError, match="another nats-server"):
+                async with embedded_nats(tmp_path / "nats"):
+                    pass
+    finally:
+        os.kill(pid, signal.SIGCONT)
     async with embedded_nats(tmp_path / "nats", port=port) as server:
         assert server.port == port
-        assert "zombie" in (_proc(pid, "status") or "zombie")
+        assert "zombie" in (_proc(pid, "status") or "zombie")  # gone, or only not waited for
 
 
 def _proc(pid: int, name: str) -> str:
