@@ -46,11 +46,12 @@ class PromptTransport(TcpTransport):
         """Waits for a clean close, for a second at most."""
         # Not cancelled at the timeout: every waiter waits on the same future, and would be cancelled with it.
         closing = asyncio.ensure_future(super().wait_closed())  # type: ignore[no-untyped-call]
+        # Retrieved, also when this is cancelled: a connection that the peer cut is as closed as it can be.
+        closing.add_done_callback(lambda task: task.cancelled() or task.exception())
         closed, _ = await asyncio.wait({closing}, timeout=_CLOSE_SECONDS)
         if not closed and self._io_writer is not None:
             self._io_writer.transport.abort()
             await asyncio.wait({closing})
-        closing.exception()  # retrieved; a connection that the peer cut is as closed as it can be
 
 
 class PromptClient(Client):
