@@ -1,5 +1,6 @@
 import struct
 import zlib
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ strange_values = st.one_of(
         ["raw", "zstd_rows", "observation/x", "bool", "float64", "object", "run", [], {}, [0], [2**62] * 4]
     ),
     st.lists(st.integers(-1, 2**40), max_size=5),
-)
+).map(deepcopy)  # lists among them are changed later
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
