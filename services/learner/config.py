@@ -36,7 +36,7 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     discount: float = Field(0.99, ge=0, le=1)
     """Discount γ of future rewards."""
     reward_scale: float = Field(1.0, gt=0)
-    """Rewards are multiplied by this for training, after clipping; values of about 1 to 10 are learned best."""
+    """Rewards are multiplied by this for training, after clipping; returns of 1 to 10 are learned best."""
     trace_lambda: float = Field(1.0, ge=0, le=1)
     """λ of V-trace, the decay of its traces."""
     max_rho: float = Field(1.0, gt=0)

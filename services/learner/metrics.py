@@ -1,14 +1,15 @@
 """The learner's Prometheus metrics, read from its report whenever somebody asks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from services.learner.report import Report
 
 _PREFIX = "seedrl_learner"
+_LAG_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class LearnerMetrics(Collector):
@@ -51,13 +52,7 @@ class LearnerMetrics(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         accounts, update = self._report.accounts, self._report.update
-        lag = GaugeMetricFamily(
-            f"{_PREFIX}_policy_lag_updates", "Policy lag of all trained chunks.", labels=["quantile"]
-        )
-        for quantile in (0.5, 0.99, 1.0):
-            if (value := accounts.lag_at(quantile)) is not None:
-                lag.add_metric([f"{quantile:g}"], value)
-        yield lag
+        yield _lag(accounts.lags)
         if accounts.mean_return_100 is not None:
             yield _gauge("mean_return", "Mean return of the last 100 episodes.", accounts.mean_return_100)
         yield _gauge("weights_version", "Newest published weights.", self._report.weights_version)
@@ -72,3 +67,16 @@ def _counter(name: str, text: str, value: float) -> Metric:
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=value)
+
+
+def _lag(lags: Mapping[int, int]) -> Metric:
+    buckets = [
+        (str(float(bound)), float(sum(count for lag, count in lags.items() if lag <= bound)))
+        for bound in _LAG_BUCKETS
+    ]
+    return HistogramMetricFamily(
+        f"{_PREFIX}_policy_lag_updates",
+        "Policy lag of all trained chunks.",
+        buckets=[*buckets, ("+Inf", float(sum(lags.values())))],
+        sum_value=float(sum(lag * count for lag, count in lags.items())),
+    )

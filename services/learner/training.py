@@ -38,6 +38,7 @@ class VTraceTrainer:
         self.device = device
         self._config = config
         self._parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self._autocast = autocast(config.precision, device, self.network)
         self.optimizer = _optimizer(self._parameters, config, device)
 
     def train(self, batch: TrainingBatch, *, steps: int) -> UpdateMetrics:
@@ -96,7 +97,7 @@ class VTraceTrainer:
 
     def _loss(self, batch: TrainingBatch) -> LossTerms:
         config = self._config
-        with autocast(config.precision, self.device, self.network):
+        with self._autocast:
             output, _ = self.network(batch.inputs, batch.state)
         return vtrace_loss(
             LossInputs(

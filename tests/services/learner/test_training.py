@@ -156,6 +156,20 @@ def test_the_value_of_a_two_state_chain_is_learned() -> None:
     assert values[0].item() == pytest.approx(0.5, abs=0.05)
 
 
+def test_the_reward_scale_multiplies_what_was_clipped() -> None:
+    spec = counting_spec(5)
+    chunk = History.random(rows=8, steps=10, seed=0).chunk(1, spec)
+    scaled = replace(chunk, reward=0.5 * chunk.reward.clip(-REWARD_CLIP, REWARD_CLIP))
+    metrics = [
+        VTraceTrainer(CountingNetwork(), make_config(reward_scale=scale), device=CPU).train(batch, steps=0)
+        for scale, batch in (
+            (0.5, batch_of(chunk, spec=spec)),
+            (1.0, batch_of(scaled, spec=spec)._replace(inputs=batch_of(chunk, spec=spec).inputs)),
+        )
+    ]
+    assert metrics[0] == metrics[1]
+
+
 # Optimizers
 
 

@@ -1,0 +1,45 @@
+"""The learner's configuration."""
+
+from pathlib import Path
+
+import pytest
+
+from services.learner.config import LearnerConfig
+from shared.config import load
+from shared.errors import ConfigurationError
+
+
+def loaded(*arguments: str) -> LearnerConfig:
+    return load(LearnerConfig, arguments, prog="seedrl learner")
+
+
+def test_the_defaults_are_those_of_impala_on_atari() -> None:
+    config = loaded()
+    assert (config.optimizer, config.learning_rate, config.rmsprop_epsilon) == ("rmsprop", 6e-4, 0.01)
+    assert (config.loss_reduction, config.max_gradient_norm) == ("sum", 40.0)
+    assert (config.entropy_cost, config.baseline_cost, config.discount) == (0.01, 0.5, 0.99)
+
+
+def test_every_hyperparameter_has_a_readable_flag() -> None:
+    config = loaded("--trace-lambda", "0.9", "--max-pg-rho=2", "--loss-reduction", "mean", "--resume")
+    assert (config.trace_lambda, config.max_pg_rho, config.loss_reduction) == (0.9, 2.0, "mean")
+    assert config.resume
+
+
+def test_the_run_directory_is_named_after_the_run_unless_it_is_given() -> None:
+    assert loaded("--run-id", "pong").directory == Path("runs/pong")
+    assert loaded("--run-dir", "elsewhere").directory == Path("elsewhere")
+
+
+def test_a_queue_that_could_not_hold_more_than_the_learner_does_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="--max-queued-batches: must be greater than 2: the"):
+        loaded("--max-queued-batches", "2")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--discount=1.5", "--learning-rate=0", "--optimizer=sgd", "--max-policy-lag=0", "--entropy-cost=-1"],
+)
+def test_a_bad_value_is_refused_by_its_flag(argument: str) -> None:
+    with pytest.raises(ConfigurationError, match=argument.partition("=")[0]):
+        loaded(argument)

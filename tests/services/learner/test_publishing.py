@@ -1,0 +1,104 @@
+"""Coalesced publishing, with a real server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.learner.publishing import Snapshot, WeightsPublisher
+from shared.bus.beside import beside
+from shared.bus.connection import Bus
+from shared.bus.weights import Weights, WeightsReader
+from tests.support.nats import NatsRun
+from tests.support.waiting import eventually
+
+
+class Source:
+    """Weights that change with every update."""
+
+    def __init__(self) -> None:
+        self.update = 0
+        self.journaled = asyncio.Event()
+        self.journaled.set()
+        self.snapshots = 0
+
+    async def snapshot(self) -> Snapshot:
+        self.snapshots += 1
+        return Snapshot(b"weights %d" % self.update, self.update)
+
+    async def is_journaled(self, update: int) -> None:
+        await self.journaled.wait()
+
+
+@asynccontextmanager
+async def publishing(bus: Bus, source: Source, interval: float = 0.0) -> AsyncIterator[WeightsPublisher]:
+    publisher = WeightsPublisher(
+        bus, source.snapshot, journaled=source.is_journaled, network_hash="h", interval_seconds=interval
+    )
+    async with asyncio.timeout(20), beside(publisher.run()):
+        yield publisher
+
+
+async def newest(bus: Bus) -> Weights | None:
+    return await WeightsReader(bus).newer_than(0)
+
+
+async def test_the_newest_weights_arrive_and_versions_grow(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        source, versions = Source(), []
+        async with publishing(bus, source) as publisher:
+            for update in range(3):
+                source.update = update
+                await publisher.published(update)
+                versions.append(publisher.version)
+        weights = await newest(bus)
+        assert weights is not None
+        assert (weights.data, weights.update, weights.version) == (b"weights 2", 2, versions[-1])
+        assert versions == sorted(set(versions))
+
+
+async def test_updates_during_a_publication_are_published_as_one(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        source = Source()
+        async with publishing(bus, source) as publisher:
+            await publisher.published(0)
+            source.journaled.clear()
+            for update in range(1, 100):
+                source.update = update
+                publisher.offer()
+                await asyncio.sleep(0)
+            source.journaled.set()
+            await publisher.published(99)
+        assert source.snapshots <= 4
+        weights = await newest(bus)
+        assert weights is not None
+        assert weights.update == 99
+
+
+async def test_nothing_is_published_before_the_journal_knows_its_update(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        source = Source()
+        async with publishing(bus, source) as publisher:
+            await publisher.published(0)
+            source.journaled.clear()
+            source.update = 1
+            waiting = asyncio.ensure_future(publisher.published(1))
+            await eventually(lambda: source.snapshots == 2)
+            weights = await newest(bus)
+            assert weights is not None
+            assert weights.update == 0
+            source.journaled.set()
+            await waiting
+
+
+async def test_the_interval_holds_back_until_the_end_hurries(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        source = Source()
+        async with publishing(bus, source, interval=3600.0) as publisher:
+            publisher.offer()
+            await eventually(lambda: publisher.update == 0)
+            source.update = 1
+            publisher.offer()
+            await asyncio.sleep(0.05)
+            assert source.snapshots == 1
+            await publisher.published(1)
+        assert source.snapshots == 2

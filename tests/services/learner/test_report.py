@@ -1,0 +1,98 @@
+"""What the learner says of itself."""
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from services.learner.metrics import LearnerMetrics
+from services.learner.report import Report
+from services.learner.rows import Outcome
+from services.learner.training import UpdateMetrics
+from shared.bus.work_queue import QueueState
+from tests.support.promtool import assert_clean_metrics
+
+UPDATE = UpdateMetrics(
+    total_loss=1.0,
+    policy_loss=2.0,
+    baseline_loss=3.0,
+    entropy_loss=-0.5,
+    entropy=0.7,
+    value=0.1,
+    target=0.2,
+    rho=float("inf"),
+    gradient_norm=4.0,
+    learning_rate=6e-4,
+)
+
+
+def make_report() -> Report:
+    report = Report(nats="nats://here:4222", is_connected=lambda: True, update=UPDATE)
+    report.accounts.updates = 7
+    report.accounts.count([Outcome(1, None, 10, 2, True), Outcome(2, "spec", 5), Outcome(3, None, 10, 4)])
+    report.accounts.count_episodes([1.0, 2.0])
+    report.queue = QueueState(last_sequence=5, messages=2)
+    return report
+
+
+def test_the_status_has_the_names_of_the_summary_and_the_newest_update() -> None:
+    status = make_report().status()
+    assert (status["steps"], status["updates"], status["episodes"], status["mean_return_100"]) == (
+        25,
+        7,
+        2,
+        1.5,
+    )
+    assert status["policy_lag"] == {"p50": 2, "p99": 4, "max": 4}
+    assert status["chunks"]["published"] == 5
+    assert status["chunks"]["trained"] + status["chunks"]["refused"] + status["chunks"]["queued"] == 5
+    assert (status["loss"], status["gradient_norm"], status["learning_rate"]) == (1.0, 4.0, 6e-4)
+    assert (status["waiting"], status["exit_reason"]) == ([], None)
+
+
+def test_before_the_first_update_the_status_holds_no_losses() -> None:
+    status = Report(nats="").status()
+    assert status["loss"] is None
+    assert status["mean_return_100"] is None
+    assert status["policy_lag"] == {"p50": None, "p99": None, "max": None}
+
+
+def test_what_is_awaited_is_said_in_words() -> None:
+    report = Report(nats="nats://here:4222", awaited=["the run's spec"])
+    assert report.waiting() == ["NATS at nats://here:4222", "the run's spec"]
+    report.is_connected = lambda: True
+    assert report.waiting() == ["the run's spec"]
+
+
+def test_a_learner_that_starves_is_ready_and_says_so() -> None:
+    report = make_report()
+    report.starved_seconds = 3.0
+    assert report.waiting() == []
+    assert report.status()["waiting"] == ["trajectories"]
+
+
+def test_speeds_come_from_the_samples() -> None:
+    report = make_report()
+    report.sample(1.0)
+    report.accounts.steps += 100
+    report.training_seconds += 0.5
+    report.sample(2.0)
+    status = report.status()
+    assert (status["steps_per_second"], status["training_share"]) == (100.0, 0.5)
+
+
+def test_the_metrics_are_clean_and_say_what_the_accounts_say() -> None:
+    registry = CollectorRegistry()
+    registry.register(LearnerMetrics(make_report()))
+    text = generate_latest(registry).decode()
+    assert 'seedrl_learner_chunks_total{outcome="trained"} 2.0' in text
+    assert 'seedrl_learner_chunks_total{outcome="refused_spec"} 1.0' in text
+    assert "seedrl_learner_steps_total 25.0" in text
+    assert 'seedrl_learner_policy_lag_updates_bucket{le="1.0"} 0.0' in text
+    assert 'seedrl_learner_policy_lag_updates_bucket{le="2.0"} 1.0' in text
+    assert "seedrl_learner_policy_lag_updates_sum 6.0" in text
+    assert "seedrl_learner_entropy 0.7" in text
+    assert_clean_metrics(text)
+
+
+def test_the_metrics_of_a_learner_that_still_waits_are_clean() -> None:
+    registry = CollectorRegistry()
+    registry.register(LearnerMetrics(Report(nats="")))
+    assert_clean_metrics(generate_latest(registry).decode())

@@ -1,0 +1,149 @@
+"""The order of counting, journal and acknowledgement."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from services.learner.accounts import Accounts, load_accounts
+from services.learner.rows import Outcome
+from services.learner.settling import Bookkeeper
+from shared.bus.beside import beside
+from tests.support.waiting import eventually
+
+
+class FakeMessage:
+    """A message of the work queue that notes what is done to it."""
+
+    def __init__(
+        self, sequence: int, *, redelivered: bool = False, on_ack: Callable[[], object] = lambda: None
+    ) -> None:
+        self.sequence = sequence
+        self.redelivered = redelivered
+        self.acks = self.in_progresses = self.naks = 0
+        self.may_ack = asyncio.Event()
+        self.may_ack.set()
+        self._on_ack = on_ack
+
+    async def ack(self) -> None:
+        self._on_ack()
+        await self.may_ack.wait()
+        self.acks += 1
+
+    async def in_progress(self) -> None:
+        self.in_progresses += 1
+
+    async def nak(self) -> None:
+        self.naks += 1
+
+
+@pytest.fixture
+async def books(tmp_path: Path) -> AsyncIterator[Bookkeeper]:
+    with ThreadPoolExecutor(1) as executor:
+        yield Bookkeeper(Accounts(), tmp_path, executor)
+
+
+@asynccontextmanager
+async def running(books: Bookkeeper) -> AsyncIterator[None]:
+    async with asyncio.timeout(10), beside(books.run()):
+        yield
+
+
+def hold(books: Bookkeeper, message: FakeMessage) -> bool:
+    return books.hold(message)  # type: ignore[arg-type]
+
+
+async def test_the_journal_names_a_message_before_it_is_acknowledged(
+    books: Bookkeeper, tmp_path: Path
+) -> None:
+    journals = []
+    message = FakeMessage(7, on_ack=lambda: journals.append(load_accounts(tmp_path)))
+    hold(books, message)
+    books.count([Outcome(7, None, steps=3, lag=1)], updates=1)
+    async with running(books):
+        await books.settled()
+    (journal,) = journals
+    assert (journal.trained, journal.steps, journal.updates) == (1, 3, 1)
+    assert list(journal.pending) == [7]
+    assert (message.acks, books.held, books.accounts.pending) == (1, 0, {})
+
+
+async def test_what_was_acknowledged_leaves_the_next_journal(books: Bookkeeper, tmp_path: Path) -> None:
+    hold(books, FakeMessage(7))
+    books.count([Outcome(7, None)], updates=1)
+    async with running(books):
+        await books.settled()
+        books.write_soon()
+        await books.settled()
+    assert load_accounts(tmp_path).pending == {}
+
+
+async def test_weights_may_be_published_as_soon_as_the_journal_knows_their_update(books: Bookkeeper) -> None:
+    message = FakeMessage(1)
+    message.may_ack.clear()
+    hold(books, message)
+    books.count([Outcome(1, None)], updates=5)
+    async with running(books):
+        await books.journaled(5)
+        assert message.acks == 0
+        later = asyncio.ensure_future(books.journaled(6))
+        settled = asyncio.ensure_future(books.settled())
+        message.may_ack.set()
+        await settled
+        assert not later.done()
+        books.count([], updates=6)
+        await later
+
+
+async def test_what_is_counted_during_an_acknowledgement_is_settled_after_it(books: Bookkeeper) -> None:
+    first, second = FakeMessage(1), FakeMessage(2)
+    first.may_ack.clear()
+    hold(books, first)
+    hold(books, second)
+    books.count([Outcome(1, None)], updates=1)
+    async with running(books):
+        await books.journaled(1)
+        books.count([Outcome(2, "lag")], updates=2)
+        first.may_ack.set()
+        await books.settled()
+    assert (first.acks, second.acks, books.held) == (1, 1, 0)
+
+
+async def test_a_message_that_comes_again_though_it_was_acknowledged_is_not_counted_again(
+    books: Bookkeeper,
+) -> None:
+    assert hold(books, FakeMessage(1))
+    async with running(books):
+        books.count([Outcome(1, None, steps=4)], updates=1)
+        await books.settled()
+        again = FakeMessage(1, redelivered=True)
+        assert not hold(books, again)
+        await books.settled()
+    assert again.acks == 1
+    assert (books.accounts.trained, books.accounts.steps, books.accounts.redelivered) == (1, 4, 0)
+
+
+async def test_a_redelivered_message_is_counted_as_such(books: Bookkeeper) -> None:
+    assert hold(books, FakeMessage(1, redelivered=True))
+    books.count([Outcome(1, None)], updates=1)
+    assert books.accounts.redelivered == 1
+
+
+async def test_messages_in_hand_are_kept_alive(books: Bookkeeper) -> None:
+    message = FakeMessage(1)
+    hold(books, message)
+    async with asyncio.timeout(10), beside(books.keep_alive(0.001)):
+        await eventually(lambda: message.in_progresses >= 3)
+
+
+async def test_closing_gives_back_what_was_not_counted(books: Bookkeeper, tmp_path: Path) -> None:
+    counted, held = FakeMessage(1), FakeMessage(2)
+    hold(books, counted)
+    hold(books, held)
+    books.count([Outcome(1, None)], updates=1)
+    await books.close()
+    assert (counted.naks, held.naks) == (0, 1)
+    assert list(load_accounts(tmp_path).pending) == [1]
