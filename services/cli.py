@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from shared.config import Settings
+from shared.config import Settings, secret_values
 from shared.errors import ConfigurationError, SeedrlError
 
 
@@ -117,7 +117,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     from shared.telemetry import configure_logging
 
     assert isinstance(config, ServiceSettings)
-    configure_logging(config.log_level, config.log_format, name)
+    configure_logging(config.log_level, config.log_format, name, secrets=secret_values(config))
     return run_service(lambda stop: run(config, stop=stop), grace_seconds=config.grace_seconds)
 
 

@@ -202,6 +202,12 @@ def load(
         raise ConfigurationError(str(error)) from error
 
 
+def secret_values(config: BaseModel) -> list[str]:
+    """The secrets in `config`, for whoever must not write them down."""
+    values = (getattr(config, name, None) for name in SECRETS)
+    return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+
+
 def preset_path(name: str) -> Path:
     """The file of a preset: a path as it is, a name from the presets that come with the project."""
     if name.endswith((".yaml", ".yml")) or os.sep in name:
@@ -212,12 +218,6 @@ def preset_path(name: str) -> Path:
 def preset_names() -> list[str]:
     """Names of the presets that come with the project."""
     return sorted(path.stem for path in _presets_directory().glob("*.yaml"))
-
-
-def dump(config: BaseModel, path: Path) -> None:
-    """Writes the resolved configuration as YAML, without secrets; a preset for another run."""
-    values = config.model_dump(mode="json", exclude=set(SECRETS) | {"preset"}, exclude_none=True)
-    path.write_text(yaml.safe_dump(values, sort_keys=True))
 
 
 def _presets_directory() -> Path:
@@ -280,8 +280,3 @@ def _lines(error: ValidationError, origins: Sequence[tuple[Mapping[str, Any], An
         message = problem["msg"].removeprefix("Value error, ")
         shown = "" if name in SECRETS or problem["type"] == "missing" else f" (got {problem['input']!r})"
         yield f"{where}: {message}{shown}"
-
-
-def subset(config: BaseModel, model: type[BaseModel]) -> dict[str, Any]:
-    """The values of `config` that `model` also has."""
-    return {name: getattr(config, name) for name in model.model_fields if name in type(config).model_fields}

@@ -12,7 +12,6 @@ from typing import Any
 import orjson
 import uvloop
 import yaml
-from shared.checkpoints import Checkpoint, latest_checkpoint, weights_to_bytes
 
 from services.commands.config import EvalConfig
 from services.local.config import CONFIG_FILE
@@ -23,6 +22,7 @@ from shared.bus.connection import Bus, connected_bus
 from shared.bus.episodes import EpisodeConsumer
 from shared.bus.key_values import create_spec
 from shared.bus.weights import publish_weights
+from shared.checkpoints import Checkpoint, latest_checkpoint, weights_to_bytes
 from shared.config import NatsSettings
 from shared.errors import RunError
 

@@ -20,6 +20,7 @@ from services.local.statuses import StatusBoard, watched_statuses
 from services.local.summary import SUMMARY_FILE, write_summary
 from shared.bus.connection import connected_bus
 from shared.bus.work_queue import queue_state
+from shared.config import secret_values
 from shared.telemetry import configure_logging
 
 PLAIN_LINE_SECONDS = 5.0
@@ -28,7 +29,7 @@ TABLE_SECONDS = 0.5
 
 def train(config: TrainConfig) -> int:
     """Runs a whole training; returns the exit status."""
-    configure_logging(config.log_level, config.log_format, "supervisor")
+    configure_logging(config.log_level, config.log_format, "supervisor", secrets=secret_values(config))
     directory = prepared_run_dir(config)
     write_config(config, directory / CONFIG_FILE)
     console = Console()

@@ -10,6 +10,7 @@ from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport
 
 _CLOSE_SECONDS = 1.0
+_CANCEL_AGAIN_SECONDS = 0.1
 
 
 class PromptTransport(TcpTransport):
@@ -103,6 +104,20 @@ class PromptClient(Client):
         """Closes for good, within seconds also while the server is away or stands still."""
         if isinstance(self._transport, PromptTransport):
             self._transport.leaving = True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.close(), 3 * _CLOSE_SECONDS)
-        await asyncio.sleep(0)  # the client cancels its tasks without waiting for them
+        closing = asyncio.create_task(self.close())
+        await asyncio.wait({closing}, timeout=3 * _CLOSE_SECONDS)
+        await ended(closing)
+        if self._reconnection_task is not None:
+            await ended(self._reconnection_task)
+        await asyncio.sleep(0)  # the client cancels its other tasks without waiting for them
+
+
+async def ended(task: "asyncio.Task[Any]") -> None:
+    """Cancels `task` until it ends.
+
+    Once is not enough: where an attempt to connect fails in the moment of the cancellation, `wait_for` (before
+    Python 3.12) raises the failure in its place, and the client goes on with the next attempt.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCEL_AGAIN_SECONDS)

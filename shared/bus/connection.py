@@ -17,7 +17,7 @@ import structlog
 from nats.js import JetStreamContext
 
 from shared.bus.beside import beside
-from shared.bus.client import PromptClient
+from shared.bus.client import PromptClient, ended
 from shared.bus.trouble import words
 from shared.config import NatsSettings
 from shared.errors import ConfigurationError, ConnectionFailed, Refused, SeedrlError
@@ -162,10 +162,14 @@ class _Connection:
         await self._on_up()
 
     async def _first_connection(self, **options: Any) -> None:
+        connecting = asyncio.create_task(self.client.connect(**options))
         try:
-            await self.client.connect(**options)
+            await asyncio.wait({connecting})
+            connecting.result()
         except ValueError as error:  # more than a line without an end: another protocol speaks there
             raise ConnectionFailed(f"what answers at {self.address} is no NATS server") from error
+        finally:
+            await ended(connecting)
 
     async def fail(self) -> None:
         """Raises what ended the connection for good."""

@@ -1,5 +1,6 @@
 """What the image networks share: a convolutional trunk per image, a small MLP for the rest, the heads."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.errors import ConfigurationError
-from shared.networks.cores import CoreAndHeads
+from shared.networks.cores import CoreAndHeads, orthogonal
 from shared.networks.interface import Network, NetworkInput, NetworkOutput, State
 from shared.networks.leaves import FlatLeaves, Picture, is_image, picture, pixels, scale
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec
@@ -135,6 +136,10 @@ class ConvolutionTrunk(Trunk):
         self.layers = nn.Sequential(
             *modules, nn.Flatten(), nn.Linear(channels * height * width, dense), nn.ReLU(inplace=True)
         )
+        # torch's own initialization shrinks the signal about twofold per layer: on Pong, nothing was learned.
+        for layer in self.layers:
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                orthogonal(layer, gain=math.sqrt(2))
 
     def forward(self, values: Tensor) -> Tensor:
         """[N, C, H, W] to [N, dense]."""

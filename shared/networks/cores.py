@@ -1,5 +1,7 @@
 """What follows a torso: a recurrent core, if any, and the policy and value heads."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -102,8 +104,12 @@ def stretches(is_first: Tensor) -> list[tuple[int, int]]:
     return list(zip([0, *cuts], [*cuts, steps], strict=True))
 
 
-def orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
+
+
+def orthogonal(layer: Layer, gain: float) -> Layer:
     """`layer` with orthogonal weights and zero biases."""
     nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer

@@ -9,8 +9,8 @@ from pathlib import Path
 import gymnasium
 import orjson
 import pytest
-from shared.policy import load_policy
 
+from shared.policy import load_policy
 from tests.support.commands import command, environment, seedrl
 from tests.support.local_run import assert_exact, training
 
