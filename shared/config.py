@@ -179,10 +179,10 @@ def load(
     models: tuple[type[BaseModel], ...] = (model, *known)
     names = {name for each in models for name in each.model_fields}
     try:
-        parsed: CliSettingsSource[Any] = CliSettingsSource(
-            model, cli_parse_args=list(arguments), cli_prog_name=prog
-        )
-        command_line = dict(parsed())
+        source: CliSettingsSource[Any] = CliSettingsSource(model, cli_prog_name=prog)
+        _order_help(source.root_parser, model, prog)
+        source(args=list(arguments))
+        command_line = dict(source())
     except SettingsError as error:
         text = str(error).removeprefix("error parsing CLI: ")
         raise ConfigurationError(f"{text} (see {prog} --help)") from error
@@ -200,6 +200,16 @@ def load(
         raise ConfigurationError("; ".join(_lines(error, origins))) from error
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
+
+
+def _order_help(parser: Any, model: type[BaseModel], prog: str) -> None:
+    """Puts a command's own options before those it shares with others, and a short usage above them."""
+    own = [f"--{name.replace('_', '-')}" for name in model.__annotations__]
+    positional = [action for action in parser._actions if not action.option_strings]
+    words = [f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar) for action in positional]
+    parser.usage = " ".join([prog, "[OPTIONS]", *words])
+    for group in parser._action_groups:
+        group._group_actions.sort(key=lambda action: not set(own) & set(action.option_strings))
 
 
 def secret_values(config: BaseModel) -> list[str]:
