@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from hypothesis import settings
 
 from services.nats_server import NatsServer, embedded_nats
 from tests.support.nats import NatsRun, OwnNats
+
+# Tests start servers while gRPC runs in this process; its fork handlers would stumble in the child.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 # The same examples in every run; no limit on the time of one, which a busy machine would exceed.
 settings.register_profile("seedrl", deadline=None, derandomize=True)

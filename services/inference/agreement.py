@@ -79,8 +79,10 @@ class Agreement:
         difference = engine.spec.environment.difference(introduction.environment)
         if difference:
             raise Refusal("spaces", difference)
-        rows = self._rows(engine.spec, engine.state_shapes, introduction)
-        if rows and (self._least_rows is None or rows < self._least_rows):
+        if introduction.role == "eval":
+            return engine, 0
+        rows = self._rows(engine.spec, engine.state_shapes, introduction.group_size)
+        if self._least_rows is None or rows < self._least_rows:
             await self._in_time(ensure_queue(self._bus, self._queue_size(rows)))
             self._least_rows = min(rows, self._least_rows or rows)
         return engine, rows
@@ -93,12 +95,14 @@ class Agreement:
     async def _propose(self, introduction: Introduction) -> None:
         """Makes the newcomer's environment the run's, if the run has none and it can be used."""
         spec = self._own_spec(introduction.environment)
+        # Without a state first: a network for absurdly large observations is not even built.
+        self._rows(spec, (), introduction.group_size)
         try:
             shapes = await in_thread(partial(_built_shapes, spec))
         except ConfigurationError as error:
             log.error("network does not fit", reason=str(error))
             raise Refusal("spaces", str(error)) from error
-        self._rows(spec, shapes, introduction)
+        self._rows(spec, shapes, introduction.group_size)
         await self._in_time(create_spec(self._bus, spec))
         await self._in_time(self.engine_built())
 
@@ -118,11 +122,9 @@ class Agreement:
             reward_clip=config.reward_clip,
         )
 
-    def _rows(self, spec: RunSpec, shapes: StateShapes, introduction: Introduction) -> int:
-        if introduction.role == "eval":
-            return 0
+    def _rows(self, spec: RunSpec, shapes: StateShapes, group_size: int) -> int:
         try:
-            return rows_per_message(spec, shapes, introduction.group_size, self._bus.max_payload)
+            return rows_per_message(spec, shapes, group_size, self._bus.max_payload)
         except ChunkError as error:
             raise Refusal("row_size", str(error)) from error
         except ConnectionFailed as error:

@@ -39,22 +39,23 @@ class ChunkPublisher:
         self._ensure_queue = ensure_queue
         self._turn = asyncio.Lock()
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
-        self._tasks = asyncio.TaskGroup()
         self._running: set[asyncio.Task[None]] = set()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for task in self._running:
-            task.cancel()
         try:
-            await self._tasks.__aexit__(kind, error, traceback)
+            await self._give_up()
         finally:
             self._encoders.shutdown(wait=True)
+
+    async def failed(self) -> None:
+        """Raises what publishing raised for good; waits for ever while it raises nothing."""
+        await self._failure
 
     @property
     def queued(self) -> int:
@@ -66,7 +67,7 @@ class ChunkPublisher:
     ) -> "asyncio.Task[None]":
         """Publishes `chunk` once `after` has ended; the task ends with the last acknowledgement."""
         job = _Job(chunk, rows_per_message)
-        task = self._tasks.create_task(self._publish(job, after))
+        task = asyncio.create_task(self._publish(job, after))
         self._running.add(task)
         self._metrics.queued_publishes.set(len(self._running))
         task.add_done_callback(partial(self._on_end, job))
@@ -82,15 +83,21 @@ class ChunkPublisher:
             )
             if left <= 0 or (not done and self._metrics.chunks_published.total == before):
                 log.warning("chunks not published", chunks=len(self._running))
-                for task in self._running:
-                    task.cancel()
-                await asyncio.wait(self._running)
-                return
+                await self._give_up()
+
+    async def _give_up(self) -> None:
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
 
     def _on_end(self, job: "_Job", task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
         self._metrics.queued_publishes.set(len(self._running))
         self._metrics.discarded_steps.add(job.unpublished_steps)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._failure.done():
+            self._failure.set_exception(error)
 
     async def _publish(self, job: "_Job", after: "asyncio.Task[None] | None") -> None:
         messages = await in_thread(job.encoded, self._encoders)
@@ -110,9 +117,7 @@ class ChunkPublisher:
                     self._metrics.publish_retries.labels("full").inc()
                 except ConnectionFailed:
                     self._metrics.publish_retries.labels("connection").inc()
-                    await (
-                        self._ensure_queue()
-                    )  # waits for the connection, and for the server to have the queue
+                    await self._ensure_queue()  # once there is a connection; the server may have lost it
                 else:
                     self._metrics.chunks_published.add(1)
                     return

@@ -108,6 +108,7 @@ class _Service:
                 await run_until_stopped(
                     self._agreement.settle(),
                     self._act(),
+                    self._publisher.failed(),
                     self._follow_weights(),
                     self._servicer.end_overdue(),
                     self._episodes.run(),

@@ -1,0 +1,124 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+from services.inference import agreement
+from services.inference.service import run
+from shared.bus.key_values import create_spec, wait_for_spec
+from shared.bus.streams import stream_info
+from shared.errors import ConfigurationError
+from shared.specs import RunSpec
+from shared.types import Chunk
+from shared.wire.hello import to_proto_observation
+from tests.support.counting_group import CountingGroup, counting_spec
+from tests.support.inference_service import (
+    Ended,
+    groups,
+    inference_config,
+    learner_side,
+    running_inference,
+)
+from tests.support.nats import NatsRun
+from tests.support.waiting import eventually
+
+SPEC = counting_spec(unroll=4, reward_clip=1.0)
+
+
+async def test_the_first_hello_makes_the_runs_spec(nats: NatsRun) -> None:
+    async with running_inference(nats, reward_clip=1.0) as service, nats.bus() as bus:
+        await asyncio.gather(*(service.joined(group) for group in groups(2, 3, 1)))
+        assert await wait_for_spec(bus) == SPEC
+
+
+async def test_auto_is_resolved_in_the_spec(nats: NatsRun) -> None:
+    async with running_inference(nats, network="auto", hidden_sizes=(8,)) as service, nats.bus() as bus:
+        await service.joined(CountingGroup(1))
+        assert (await wait_for_spec(bus)).network.name == "mlp"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"unroll": 9}, "unroll is 9, the run's is 4"),
+        ({"frame_stack": 2}, "network frame_stack is 2, the run's is 1"),
+        ({"network": "mlp"}, "network name is mlp, the run's is tests.support.counting:CountingNetwork"),
+        ({"reward_clip": 0.0}, "reward_clip is 0.0, the run's is 1.0"),
+    ],
+)
+async def test_a_service_whose_settings_are_not_the_runs_ends(
+    nats: NatsRun, settings: dict[str, Any], words: str
+) -> None:
+    async with nats.bus() as bus:
+        await create_spec(bus, SPEC)
+    config = inference_config(nats, **{"reward_clip": 1.0, **settings})
+    with pytest.raises(ExceptionGroup) as ended:
+        await asyncio.wait_for(run(config, stop=asyncio.Event()), 10)
+    mistakes = ended.value.exceptions
+    assert [type(mistake) for mistake in mistakes] == [ConfigurationError]
+    assert words in str(mistakes[0])
+
+
+async def test_a_service_ends_when_another_one_settles_the_run_otherwise(nats: NatsRun) -> None:
+    async def other_service() -> None:
+        async with running_inference(nats) as service, nats.bus() as bus:
+            await create_spec(bus, SPEC)
+            await asyncio.wait_for(service.task, 10)
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await other_service()
+    assert isinstance(ended.value.exceptions[0], ConfigurationError)
+
+
+async def test_a_network_that_does_not_fit_the_first_environment_refuses_it_and_makes_no_spec(
+    nats: NatsRun,
+) -> None:
+    async with running_inference(nats, network="impala_shallow") as service:
+        with pytest.raises(Ended, match="impala_shallow needs an image"):
+            await service.joined(CountingGroup(1))
+        assert (await service.status())["waiting"] == ["actors"]
+
+
+async def test_a_group_too_large_for_one_message_sends_its_rows_in_several(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two_at_most(spec: RunSpec, shapes: Any, group_size: int, max_payload: int) -> int:
+        return min(2, group_size)
+
+    monkeypatch.setattr(agreement, "rows_per_message", two_at_most)
+    async with running_inference(nats) as service, learner_side(nats, counting_spec(unroll=4)) as learner:
+        await learner.publish()
+        actor = await service.joined(CountingGroup(5))
+        playing = asyncio.create_task(actor.play(9))
+        chunks: list[Chunk] = await learner.check_chunks(6, actor.group)
+        await playing
+        assert [(chunk.header.number, chunk.header.first_row, chunk.rows) for chunk in chunks] == [
+            (number, first, rows) for number in (0, 1) for first, rows in ((0, 2), (2, 2), (4, 1))
+        ]
+
+
+async def test_the_queue_holds_the_batches_it_is_said_to_and_grows_for_smaller_groups(nats: NatsRun) -> None:
+    settings = {"batch_size": 8, "max_queued_batches": 3}
+    async with running_inference(nats, **settings) as service, nats.bus() as bus:
+
+        async def size() -> int | None:
+            info = await stream_info(bus, bus.subjects.trajectories_stream)
+            return info.config.max_msgs if info else None
+
+        await service.joined(CountingGroup(8, stream_id="e", role="eval"))
+        assert await size() is None
+        for rows, messages in ((8, 4), (3, 10), (8, 10), (1, 25)):
+            await service.joined(CountingGroup(rows, stream_id=f"s{rows}-{messages}"))
+            await eventually(lambda: size(), what="a queue")
+            assert await size() == messages
+
+
+async def test_the_spaces_of_the_run_outlive_the_service(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await create_spec(bus, SPEC)
+    async with running_inference(nats, reward_clip=1.0) as service:
+        leaves = to_proto_observation(SPEC.environment)
+        leaves[0].name = "other"
+        with pytest.raises(Ended, match="observation is"):
+            await service.stream(CountingGroup(1)).hello(observation=leaves)
+        await service.joined(CountingGroup(1, stream_id="s2"))

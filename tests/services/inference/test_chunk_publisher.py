@@ -1,0 +1,156 @@
+"""Chunks on their way to the queue: nothing is lost while it is full, away or lost itself."""
+
+import asyncio
+
+from shared.bus.control import collect_statuses
+from shared.bus.work_queue import queue_state
+from tests.support.counting_group import CountingGroup, counting_spec
+from tests.support.inference_service import (
+    ActorStream,
+    InferenceRun,
+    groups,
+    learner_side,
+    running_inference,
+)
+from tests.support.nats import NatsRun, OwnNats
+from tests.support.waiting import eventually
+
+UNROLL = 4
+SPEC = counting_spec(unroll=UNROLL)
+THREE_MESSAGES = {"batch_size": 1, "max_queued_batches": 2}
+
+
+async def withheld(service: InferenceRun, actor: ActorStream) -> "asyncio.Task[None]":
+    """Plays on until the actions are held back; the task hears them."""
+    while True:
+        await actor.ask()
+        heard = asyncio.create_task(_heard(actor))
+        await asyncio.wait([heard], timeout=0.3)
+        if not heard.done():
+            streams = {stream["stream_id"]: stream for stream in (await service.status())["streams"]}
+            assert streams[actor.group.stream_id]["withheld"]
+            return heard
+        heard.result()
+
+
+async def _heard(actor: ActorStream) -> None:
+    await actor.heard()
+
+
+async def test_a_full_queue_holds_actions_back_and_loses_nothing(nats: NatsRun) -> None:
+    async with (
+        running_inference(nats, step_timeout=0.5, **THREE_MESSAGES) as service,
+        learner_side(nats, SPEC) as learner,
+    ):
+        await learner.publish()
+        actor = await service.joined(CountingGroup(2))
+        heard = await withheld(service, actor)
+        # Three chunks are kept, the fourth is refused for now, the fifth must wait for that.
+        assert len(actor.group.observations) == 5 * UNROLL + 1
+        assert (await queue_state(learner.bus)).last_sequence == 3
+        assert await service.metric("publish_retries_total", reason="full") > 0
+        await asyncio.wait([heard], timeout=2.3)
+        assert not heard.done(), "waiting for room is not the actor's delay"
+        assert (await service.status())["waiting"] == ["room in the work queue"]
+        chunks = await learner.check_chunks(5, actor.group)
+        await asyncio.wait_for(heard, 5)
+        assert [chunk.header.number for chunk in chunks] == [0, 1, 2, 3, 4]
+        await actor.play(UNROLL)
+        await learner.check_chunks(1, actor.group)
+        assert await service.metric("withheld_seconds_total") > 2.0
+        assert (await service.status())["waiting"] == []
+
+
+async def test_who_is_held_back_holds_nobody_up(nats: NatsRun) -> None:
+    async with (
+        running_inference(nats, max_batch_delay=3600.0, **THREE_MESSAGES) as service,
+        learner_side(nats, SPEC) as learner,
+    ):
+        await learner.publish()
+        heard = await withheld(service, await service.joined(CountingGroup(2)))
+        evaluated = await service.joined(CountingGroup(2, stream_id="e", role="eval"))
+        await asyncio.wait_for(evaluated.play(3 * UNROLL), 5)
+        assert not heard.done()
+        heard.cancel()
+
+
+async def test_chunks_of_many_groups_arrive_whole_through_a_queue_that_is_always_full(nats: NatsRun) -> None:
+    async with running_inference(nats, **THREE_MESSAGES) as service, learner_side(nats, SPEC) as learner:
+        await learner.publish()
+        actors = [await service.joined(group) for group in groups(1, 2, 3, 1)]
+        playing = asyncio.gather(*(actor.play(6 * UNROLL + 1) for actor in actors))
+        chunks = []
+        while len(chunks) < 24:
+            chunks += await learner.check_chunks(1, *(actor.group for actor in actors))
+            await asyncio.sleep(0.01)  # a slow learner, not a wait for something
+        await playing
+        for actor in actors:
+            mine = [
+                chunk.header.number for chunk in chunks if chunk.header.stream_id == actor.group.stream_id
+            ]
+            assert mine == list(range(6)), "in order"
+
+
+async def test_inference_goes_on_without_nats_until_chunks_cannot_leave(own_nats: OwnNats) -> None:
+    async with running_inference(own_nats.run) as service, learner_side(own_nats.run, SPEC) as learner:
+        await learner.publish()
+        actor = await service.joined(CountingGroup(2))
+        await actor.play(UNROLL + 1)
+        await service.counted("chunks_published_total", 1)
+        await own_nats.kill()
+        heard = await withheld(service, actor)
+        assert len(actor.group.observations) == 3 * UNROLL + 1
+        assert await service.reasons_not_ready() == [], "the run's spec is known, so Hello is accepted"
+        assert (await service.status())["waiting"] == [f"NATS at nats://127.0.0.1:{own_nats.port}"]
+        newcomer = await service.joined(CountingGroup(1, stream_id="e", role="eval"))
+        await newcomer.play(2)
+        await own_nats.start()
+        chunks = await learner.check_chunks(3, actor.group)
+        await asyncio.wait_for(heard, 10)
+        assert [chunk.header.number for chunk in chunks] == [0, 1, 2]
+        assert (await queue_state(learner.bus)).last_sequence == 3, "none was kept twice"
+
+
+async def test_a_queue_that_the_server_lost_is_made_again(nats: NatsRun) -> None:
+    async with running_inference(nats) as service, learner_side(nats, SPEC) as learner:
+        await learner.publish()
+        actor = await service.joined(CountingGroup(2))
+        await learner.bus.js.delete_stream(learner.bus.subjects.trajectories_stream)
+        await actor.play(UNROLL + 1)
+        await learner.check_chunks(1, actor.group)
+
+
+async def test_a_service_that_ends_does_not_wait_for_a_learner_that_is_gone(nats: NatsRun) -> None:
+    async with (
+        running_inference(nats, grace_seconds=60.0, **THREE_MESSAGES) as service,
+        learner_side(nats, SPEC) as learner,
+    ):
+        await learner.publish()
+        actor = await service.joined(CountingGroup(2))
+        (await withheld(service, actor)).cancel()
+        statuses = asyncio.create_task(collect_statuses(learner.bus, 4.0))
+        service.stop.set()
+        await asyncio.wait_for(service.task, 5)  # of 60 s of grace
+        assert (await queue_state(learner.bus)).last_sequence == 3
+        chunks = await learner.check_chunks(3, actor.group)
+        assert sum(chunk.steps for chunk in chunks) == actor.group.environment_steps(0, 3 * UNROLL)
+        lost = actor.group.environment_steps(3 * UNROLL, 5 * UNROLL)
+        assert [status["discarded_steps"] for status in await statuses] == [lost]
+
+
+async def test_finished_chunks_of_a_stream_that_died_still_leave(nats: NatsRun) -> None:
+    async with running_inference(nats, **THREE_MESSAGES) as service, learner_side(nats, SPEC) as learner:
+        await learner.publish()
+        actor = await service.joined(CountingGroup(2))
+        heard = await withheld(service, actor)
+        heard.cancel()
+        actor.break_off()
+
+        async def is_gone() -> bool:
+            return await service.metric("streams") == 0
+
+        await eventually(is_gone)
+        assert await service.metric("queued_publishes") == 2, "they are still on their way"
+        await learner.check_chunks(5, actor.group)
+        await service.counted("chunks_published_total", 5)
+        assert await service.metric("discarded_steps_total") == 0
