@@ -113,11 +113,13 @@ class PromptClient(Client):
 
 
 async def ended(task: "asyncio.Task[Any]") -> None:
-    """Cancels `task` until it ends.
+    """Cancels `task` until it ends; how it ends does not matter.
 
-    Once is not enough: where an attempt to connect fails in the moment of the cancellation, `wait_for` (before
-    Python 3.12) raises the failure in its place, and the client goes on with the next attempt.
+    Once is not enough: where an attempt to connect fails in the moment of the cancellation, `wait_for`
+    (before Python 3.12) raises the failure in its place, and the client goes on with the next attempt.
     """
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=_CANCEL_AGAIN_SECONDS)
+    if not task.cancelled():
+        task.exception()  # retrieved

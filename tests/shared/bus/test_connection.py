@@ -1,7 +1,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import nats.errors
 import pytest
@@ -179,6 +179,31 @@ async def test_closing_is_quick_and_leaves_no_task(own_nats: OwnNats, state: str
             for _ in range(8):
                 await bus.nc.publish("somewhere", bytes(4 * 2**20))
             await asyncio.sleep(0.1)  # until the socket takes no more
+        started = time.monotonic()
+    assert time.monotonic() - started < 4
+    await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+
+
+@pytest.mark.parametrize("state", ["never there", "away"])
+async def test_an_attempt_to_connect_that_swallows_its_cancellation_is_ended(
+    own_nats: OwnNats, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `asyncio.wait_for` does when what it waits for fails at the same time."""
+    if state == "never there":
+        await own_nats.stop()
+    async with own_nats.bus() as bus:
+        trying = asyncio.Event()
+
+        async def swallow_one(_: object) -> None:
+            trying.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(bus.nc, "_connect_to_server", swallow_one)
+        if state == "away":
+            await own_nats.stop()
+        await asyncio.wait_for(trying.wait(), 10)
         started = time.monotonic()
     assert time.monotonic() - started < 4
     await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()})
