@@ -26,7 +26,12 @@ def seedrl(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
     return subprocess.run(
-        command(*words), cwd=cwd, env=environment(**(settings or {})), capture_output=True, text=True, timeout=timeout
+        command(*words),
+        cwd=cwd,
+        env=environment(**(settings or {})),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 
