@@ -28,9 +28,10 @@ class StartsAfterEnds:
         self._ended: Flags = np.zeros(group_size, np.bool_)
 
     def after(self, info: Info, *, terminated: Flags, truncated: Flags) -> Flags:
-        """[B] rows that the step before this one ended."""
+        """[B] rows that the step before this one ended; flags that come with a reset mean nothing."""
         del info
-        is_first, self._ended = self._ended, terminated | truncated
+        is_first = self._ended
+        self._ended = (terminated | truncated) & ~is_first
         return is_first
 
 

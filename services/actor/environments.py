@@ -237,7 +237,7 @@ def _safe_context() -> str:
     """How processes are started: never by forking this one, whose gRPC threads would not survive that."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__", __name__])
     return "forkserver"
 
 

@@ -69,15 +69,18 @@ class TroubleEnvironment(CountingEnvironment):
 
 
 class BareVectorEnvironment(VectorEnv[Any, Any, Any]):
-    """One Box row each, steps counted; has no metadata of its own and says no autoreset mode."""
+    """One Box row each, steps counted; has no metadata of its own and says no autoreset mode.
 
-    def __init__(self, num_envs: int = 1, *, raise_at: int = 0) -> None:
+    `raise_at`: the step that crashes; `end_at`: the step that terminates all rows.
+    """
+
+    def __init__(self, num_envs: int = 1, *, raise_at: int = 0, end_at: int = 0) -> None:
         self.num_envs = num_envs
         self.single_observation_space = spaces.Box(0, 1000, (1,), np.float32)
         self.single_action_space = spaces.Discrete(2)
         self.observation_space = spaces.Box(0, 1000, (num_envs, 1), np.float32)
         self.action_space = spaces.MultiDiscrete([2] * num_envs)
-        self._raise_at = raise_at
+        self._raise_at, self._end_at = raise_at, end_at
         self._steps = 0
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -88,8 +91,10 @@ class BareVectorEnvironment(VectorEnv[Any, Any, Any]):
         self._steps += 1
         if self._steps == self._raise_at:
             raise Crash("the vector environment was told to crash")
-        false = np.zeros(self.num_envs, np.bool_)
-        return self._observation(), np.full(self.num_envs, 7.0), false, false.copy(), {}
+        if self._end_at and self._steps == self._end_at + 1:
+            self._steps = 0  # but reward and flags, which mean nothing now, are sloppy
+        ended = np.full(self.num_envs, self._end_at and self._steps in (0, self._end_at), np.bool_)
+        return self._observation(), np.full(self.num_envs, 7.0), ended, ended & (self._steps == 0), {}
 
     def _observation(self) -> NDArray[np.float32]:
         return np.full((self.num_envs, 1), self._steps, np.float32)

@@ -157,6 +157,8 @@ class ScriptedInference(InferenceServicer):
                     weights_version=len(stream.steps),
                 )
             )
+        # gRPC ends the requests of an aborted call as if it had been half-closed, and cancels it right after.
+        await asyncio.sleep(0.05)
         stream.end = "half-closed"
 
 

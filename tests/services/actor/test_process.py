@@ -144,9 +144,17 @@ async def test_ctrl_c_is_a_quiet_end_for_environments_in_processes_too(
     tmp_path: Path, inference: ScriptedInference
 ) -> None:
     async with actor_process(tmp_path, inference, COUNTING, "--vectorization", "async") as process:
-        await inference.steps(5, timeout=60)
-        for pid in [*children_of(process.pid), process.pid]:
+        await eventually(lambda: len(inference.streams) == 2, timeout=60)
+        for index in range(2):
+            await inference.steps(5, stream=index, timeout=60)
+        for pid in children_of(process.pid):
             os.kill(pid, signal.SIGINT)
+        for index in range(2):
+            stream = inference.streams[index]
+            await inference.steps(len(stream.steps) + 5, stream=index, timeout=60)
+            ended_before = stream.flags("terminated")[:-1]
+            assert (stream.flags("is_first")[1:] == ended_before).all()  # no group was rebuilt
+        process.send_signal(signal.SIGINT)
         status, stderr = await ended(process)
     assert status == 0, stderr
     assert "Traceback" not in stderr

@@ -296,6 +296,29 @@ async def test_the_end_of_one_stream_with_ok_is_the_end_of_the_actor(inference: 
     assert max(len(stream.steps) for stream in inference.streams) == 7
 
 
+async def test_only_an_answered_step_makes_the_next_wait_short_again(
+    inference: ScriptedInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[str] = []
+
+    class Recorded(group.Backoff):
+        def seconds(self) -> float:
+            waits.append("wait")
+            return 0.01
+
+        def reset(self) -> None:
+            waits.append("reset")
+
+    monkeypatch.setattr(group, "Backoff", Recorded)
+    inference.reject = (grpc.StatusCode.INVALID_ARGUMENT, "no")
+    async with acting(inference):
+        await eventually(lambda: len(inference.streams) >= 4)
+        assert "reset" not in waits
+        inference.reject = None
+        await inference.steps(3)
+        assert "reset" in waits
+
+
 async def test_waiting_for_actions_is_not_limited(inference: ScriptedInference) -> None:
     async with acting(inference, step_timeout=0.2) as actor:
         await inference.steps(2)

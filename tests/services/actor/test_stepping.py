@@ -111,6 +111,12 @@ def test_a_second_reset_starts_new_episodes_in_all_rows() -> None:
     assert again.is_first[1:].sum() == B  # the episode of length 3 ended; nothing is left of the one before
 
 
+def test_later_resets_do_not_play_the_same_episodes_again() -> None:
+    for way in ("native", "sync"):
+        stepped = group("CartPole-v1", vectorization=way)
+        assert stepped.reset().observation != stepped.reset().observation
+
+
 def test_seeds_decide_the_episodes() -> None:
     one, same, other = (played(group("CartPole-v1", seed=seed), 20).observation for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
@@ -177,6 +183,19 @@ def test_a_native_environment_that_raises_is_rebuilt_whole() -> None:
     assert [row.all() for row in seen.is_first] == [t in (0, 4, 8) for t in range(10)]
     assert (seen.reward == np.where(seen.is_first, 0, 7)).all()
     assert seen.counts == [7 * B, 2 * B, 0, 2 * B]
+
+
+def test_crashes_with_steps_between_them_are_never_too_many() -> None:
+    assert played(group(NEXT_STEP, env_kwargs={"raise_at": 2}), 60).counts[3] == 30 * B
+
+
+def test_nothing_but_the_observation_counts_in_a_reset_step() -> None:
+    seen = played(group(NEXT_STEP, env_kwargs={"end_at": 2}), 6)
+    assert seen.observation[:, 0, 0].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert seen.is_first[:, 0].tolist() == [1, 0, 0, 1, 0, 0, 1]
+    assert seen.reward[:, 0].tolist() == [0, 7, 7, 0, 7, 7, 0]
+    assert seen.terminated[:, 0].tolist() == [0, 0, 1, 0, 0, 1, 0]
+    assert not seen.truncated.any()
 
 
 def test_a_native_environment_that_raises_again_and_again_is_given_up() -> None:
