@@ -75,8 +75,8 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     max_policy_lag: int = Field(100, ge=1)
     """A chunk whose oldest weights are more updates behind than this is refused, not trained."""
 
-    publish_seconds: float = Field(0.1, ge=0)
-    """Least seconds between two publications of the weights; each costs the learner and inference time."""
+    publish_seconds: float = Field(0.0, ge=0)
+    """Least seconds between two publications of the weights; never do they take over a tenth of the time."""
     checkpoint_seconds: float = Field(60.0, gt=0)
     """Seconds between checkpoints; one more is saved at the start and at the end."""
     keep_checkpoints: int = Field(3, ge=1)

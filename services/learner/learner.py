@@ -16,6 +16,7 @@ from services.learner.report import Report
 from services.learner.rows import RowQueue
 from services.learner.session import Session, check_settings, has_begun
 from services.learner.settling import Bookkeeper
+from services.learner.training import warm_up
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.key_values import held_lease, wait_for_spec
@@ -77,7 +78,8 @@ class Learner:
     async def run(self) -> None:
         """Waits for lease and spec, restores, trains until `end` or the configured end, saves."""
         with self._threads:
-            self._report.awaited = ["another learner of this run to end"]
+            self._training.submit(warm_up)  # while lease and spec are waited for
+            self._report.awaited = ["the lease of the run's learner"]
             async with held_lease(self._bus, LEASE, self._owner):
                 self._report.awaited = ["the run's spec, which the first actor's environment decides"]
                 spec = await wait_for_spec(self._bus)

@@ -9,6 +9,9 @@ from typing import NamedTuple
 from shared.bus.connection import Bus
 from shared.bus.weights import publish_weights
 
+_PAUSES = 9.0  # seconds without, for each second of publishing
+_LONGEST_PAUSE_SECONDS = 5.0  # also when the last one took long because the server was away
+
 
 class Snapshot(NamedTuple):
     """Weights as bytes, between two updates."""
@@ -18,7 +21,10 @@ class Snapshot(NamedTuple):
 
 
 class WeightsPublisher:
-    """Publishes a snapshot whenever one is offered since the last, at most every `interval_seconds`.
+    """Publishes a snapshot whenever one is offered since the last, but not all the time.
+
+    Between two publications lie at least `interval_seconds`, and nine times what the last one took: what
+    weights cost, here, in NATS and in inference, grows with their size, what a late update costs does not.
 
     A snapshot is published once the journal knows of its update (`journaled`): so the update count that
     chunks bring back is never ahead of the count that a restart begins with.
@@ -50,14 +56,13 @@ class WeightsPublisher:
 
     async def run(self) -> None:
         """Publishes whatever is offered, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            started = loop.time()
-            await self._publish()
+            took = await self._publish()
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(started + self._interval):
+                pause = min(_PAUSES * took, _LONGEST_PAUSE_SECONDS)
+                async with asyncio.timeout(max(self._interval - took, pause)):
                     await self._hurry.wait()
 
     async def published(self, update: int) -> None:
@@ -67,18 +72,21 @@ class WeightsPublisher:
         async with self._published:
             await self._published.wait_for(lambda: self.update >= update)
 
-    async def _publish(self) -> None:
+    async def _publish(self) -> float:
+        """Publishes once; the seconds it took."""
         snapshot = await self._snapshot()
         await self._journaled(snapshot.update)
-        self.version = await self._bus.persistently(
-            partial(
-                publish_weights,
-                self._bus,
-                snapshot.data,
-                update=snapshot.update,
-                network_hash=self._network_hash,
-            )
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        publish = partial(
+            publish_weights,
+            self._bus,
+            snapshot.data,
+            update=snapshot.update,
+            network_hash=self._network_hash,
         )
+        self.version = await self._bus.persistently(publish)
         async with self._published:
             self.update = snapshot.update
             self._published.notify_all()
+        return loop.time() - started

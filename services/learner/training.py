@@ -127,6 +127,11 @@ def learning_rate(config: LearnerConfig, steps: int) -> float:
     return config.learning_rate * max(0.0, 1.0 - steps / config.total_steps)
 
 
+def warm_up() -> None:
+    """Makes torch load what it loads with the first optimizer of a process: a second or more of work."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
+
+
 def _check_finite(metrics: UpdateMetrics, update: int) -> None:
     for name in ("policy_loss", "baseline_loss", "entropy_loss", "gradient_norm"):
         value = getattr(metrics, name)

@@ -3,16 +3,23 @@
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
+import torch
 
 from services.learner.accounts import load_accounts
+from services.learner.batches import staged
+from services.learner.rows import Slice
+from services.learner.training import VTraceTrainer
+from services.local.supervisor import free_port
 from shared.bus.control import collect_statuses, request_control
 from shared.bus.episodes import publish_episodes
 from shared.bus.key_values import create_spec
 from shared.bus.weights import WeightsReader
 from shared.checkpoints import latest_checkpoint, weights_from_bytes
 from shared.errors import ConfigurationError, Refused, RunError, TrainingDiverged
+from shared.networks.build import build_network
 from tests.support.learner_chunks import make_chunk
 from tests.support.learner_runs import (
     BATCH_SIZE,
@@ -22,7 +29,7 @@ from tests.support.learner_runs import (
     learner_spec,
     learning,
 )
-from tests.support.nats import NatsRun
+from tests.support.nats import NatsRun, OwnNats
 from tests.support.waiting import eventually
 
 
@@ -177,6 +184,71 @@ async def test_episodes_of_training_are_counted_and_those_of_evaluation_are_not(
             await eventually(lambda: load_accounts(tmp_path).episodes == 2)
             await learner.stopped()
         assert load_accounts(tmp_path).mean_return_100 == 2.5
+
+
+async def test_checkpoints_saved_in_between_hold_whole_updates(nats: NatsRun, tmp_path: Path) -> None:
+    """Against the same training done by hand: weights of update N, or of no update at all, are in none."""
+    config = learner_config(nats, tmp_path, keep_checkpoints=1000, checkpoint_seconds=0.01)
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        chunks = [queue.chunk(rows=BATCH_SIZE) for _ in range(40)]
+        async with learning(config):
+            await queue.publish(*chunks)
+            await queue.emptied()
+        saved = {
+            int(path.name.rpartition("-")[2]): path
+            for path in (tmp_path / "checkpoints").glob("checkpoint-*")
+        }
+        assert len(saved) > 3
+        torch.manual_seed(1)
+        trainer = VTraceTrainer(build_network(queue.spec), config, device=torch.device("cpu"))
+        for update, chunk in enumerate([None, *chunks]):
+            if chunk is not None:
+                batch = staged([Slice(chunk, 0, BATCH_SIZE)], reward_clip=0.0, device=trainer.device)
+                trainer.train(batch, steps=0)
+            if path := saved.get(update):
+                weights = weights_from_bytes((path / "model.safetensors").read_bytes())
+                assert all(tensor.equal(trainer.weights()[name]) for name, tensor in weights.items()), update
+
+
+async def test_what_is_awaited_is_told_over_http_until_training_begins(nats: NatsRun, tmp_path: Path) -> None:
+    port = free_port()
+    async with nats.bus() as bus, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+
+        async def says(path: str, *words: str) -> bool:
+            try:
+                async with http.get(path) as answer:
+                    text = await answer.text()
+            except aiohttp.ClientConnectorError:
+                return False
+            return all(word in text for word in words)
+
+        async with learning(learner_config(nats, tmp_path, http_port=port)):
+            await eventually(lambda: says("/readyz", "the run's spec"))
+            queue = await Queue.created(bus)
+            await eventually(lambda: says("/readyz", "the first trajectory"))
+            await queue.fed(2)
+            await eventually(lambda: says("/status", '"updates":1', '"waiting":[]'))
+            async with http.get("/readyz") as answer:
+                assert answer.status == 200
+            assert await says("/metrics", 'seedrl_learner_chunks_total{outcome="trained"} 2.0')
+
+
+async def test_a_server_that_is_away_is_waited_for(own_nats: OwnNats, tmp_path: Path) -> None:
+    await own_nats.kill()
+    async with learning(learner_config(own_nats.run, tmp_path)):
+        await own_nats.start()
+        async with own_nats.bus() as bus:
+            queue = await Queue.created(bus)
+            await queue.fed(2)
+            await queue.emptied()
+    assert load_accounts(tmp_path).trained == 2
+
+
+async def test_a_learner_that_never_found_its_server_ends_at_once(own_nats: OwnNats, tmp_path: Path) -> None:
+    await own_nats.kill()
+    async with learning(learner_config(own_nats.run, tmp_path)) as learner:
+        await learner.stopped()
 
 
 # Refusals
