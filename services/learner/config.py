@@ -17,8 +17,8 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     actor's environment decides) and for trajectories. Ends by itself at --total-steps or --max-seconds;
     SIGTERM saves a checkpoint and exits. One learner per run: a second one is refused.
 
-    Examples:  seedrl learner --run-id pong --run-dir runs/pong --preset atari
-               seedrl learner --run-id pong --run-dir runs/pong --preset atari --resume
+    Examples:  seedrl learner --run-id pong --run-dir runs/pong --preset atari_vtrace
+               seedrl learner --run-id pong --run-dir runs/pong --preset atari_vtrace --resume
     """
 
     run_dir: Path | None = None
