@@ -22,9 +22,6 @@ from shared.types import Array
 
 _LEAST_SLOTS = 64
 
-Rows = slice | Tensor
-"""Which slots: a slice where they are contiguous, else their indices on the device."""
-
 
 class PackedBatch(NamedTuple):
     """What the network computes next."""
@@ -102,8 +99,8 @@ class Model:
 
     def _run(self, batch: PackedBatch) -> Answers:
         staging, rows = batch.staging, slice(0, batch.rows)
-        slots = self._slots(staging.slots_array[rows])
-        self._memory.grow(int(staging.slots_array[rows].max()) + 1)
+        slots = _Places(staging.slots_array[rows], self._device)
+        self._memory.grow(slots.highest + 1)
         is_first, reward, greedy = (
             each[rows].to(self._device, non_blocking=True)
             for each in (staging.is_first, staging.reward, staging.greedy)
@@ -113,13 +110,13 @@ class Model:
                 name: leaf[rows].to(self._device, non_blocking=True).unsqueeze(1)
                 for name, leaf in staging.observation.items()
             },
-            history={name: leaf[slots] for name, leaf in self._memory.history.items()},
+            history={name: slots.read(leaf) for name, leaf in self._memory.history.items()},
             is_first=is_first.unsqueeze(1),
-            previous_action=self._memory.previous_action[slots],
+            previous_action=slots.read(self._memory.previous_action),
             previous_reward=reward,
             reward_clip=self._spec.reward_clip,
         )
-        state = tuple(_zeroed(leaf[slots], is_first) for leaf in self._memory.state)
+        state = tuple(_zeroed(slots.read(leaf), is_first) for leaf in self._memory.state)
         output, next_state = self._network(inputs, state)
         logits = output.policy_logits[0].float()
         action = self._chosen(logits, greedy)
@@ -128,11 +125,6 @@ class Model:
         return Answers(
             action.cpu().numpy(), logits.cpu().numpy(), start, self.weights_version, self.weights_update, 0.0
         )
-
-    def _slots(self, slots: Array) -> Rows:
-        if slots[-1] - slots[0] == len(slots) - 1 and (np.diff(slots) == 1).all():
-            return slice(int(slots[0]), int(slots[-1]) + 1)
-        return torch.from_numpy(slots).to(self._device, non_blocking=True)
 
     def _chosen(self, logits: Tensor, greedy: Tensor) -> Tensor:
         """[n] sampled from softmax(logits), or their argmax where `greedy`.
@@ -183,13 +175,13 @@ class _Memory:
         self.history = {name: self._larger(leaf) for name, leaf in self.history.items()}
         self.previous_action = self._larger(self.previous_action)
 
-    def write(self, slots: Rows, state: State, inputs: NetworkInput, action: Tensor) -> None:
+    def write(self, slots: "_Places", state: State, inputs: NetworkInput, action: Tensor) -> None:
         """Remembers what the next step of these slots needs."""
         for mine, new in zip(self.state, state, strict=True):
-            _put(mine, slots, new)
+            slots.write(mine, new)
         for name, frames in self.history.items():
-            _put(frames, slots, next_history(inputs.observation[name][0]))
-        _put(self.previous_action, slots, action)
+            slots.write(frames, next_history(inputs.observation[name][0]))
+        slots.write(self.previous_action, action)
 
     def _larger(self, tensor: Tensor) -> Tensor:
         larger = tensor.new_zeros((self.slots, *tensor.shape[1:]))
@@ -197,11 +189,33 @@ class _Memory:
         return larger
 
 
-def _put(target: Tensor, slots: Rows, values: Tensor) -> None:
-    if isinstance(slots, slice):
-        target[slots] = values
-    else:
-        target.index_copy_(0, slots, values)
+class _Places:
+    """Where the rows of a batch lie in tensors [slots, …]: in runs of neighbouring slots."""
+
+    def __init__(self, slots: Array, device: torch.device) -> None:
+        breaks = (np.flatnonzero(np.diff(slots) != 1) + 1).tolist()
+        starts, stops = [0, *breaks], [*breaks, len(slots)]
+        self.highest = int(slots.max())
+        self._runs = [
+            (slice(int(slots[start]), int(slots[start]) + stop - start), slice(start, stop))
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+        self._is_cuda = device.type == "cuda"
+        self._index = None if len(self._runs) == 1 else torch.from_numpy(slots).to(device, non_blocking=True)
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """[n, …], a view where all rows are neighbours."""
+        if self._index is None:
+            return tensor[self._runs[0][0]]
+        return tensor.index_select(0, self._index)
+
+    def write(self, tensor: Tensor, values: Tensor) -> None:
+        """Puts `values` [n, …] where they belong."""
+        if self._index is not None and self._is_cuda:
+            tensor.index_copy_(0, self._index, values)
+            return
+        for slots, rows in self._runs:  # on a CPU 20 times faster than by index
+            tensor[slots] = values[rows]
 
 
 def _zeroed(values: Tensor, where: Tensor) -> Tensor:
