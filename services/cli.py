@@ -104,6 +104,8 @@ def known_settings() -> tuple[type[Settings], ...]:
 def _run(name: str, arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise ConfigurationError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
+    # Before anything imports grpc, whose core would write lines of its own into the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # A user's own environments and networks; last, so that they cannot shadow `services` and `shared`.
     sys.path.append(os.getcwd())
     command = COMMANDS[name]
