@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import gymnasium
@@ -13,6 +14,7 @@ import pytest
 from shared.policy import load_policy
 from tests.support.commands import command, environment, seedrl
 from tests.support.local_run import assert_exact, training
+from tests.support.promtool import assert_clean_metrics
 
 CARTPOLE = ("CartPole-v1", "--preset", "cartpole", "--seed", "1")
 pytestmark = pytest.mark.timeout(300)
@@ -89,6 +91,21 @@ def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Pa
         run.finish()
     assert run.summary()["exit_reason"] == "stopped"
     assert_exact(run.summary())
+
+
+def test_every_service_answers_health_status_and_clean_metrics(tmp_path: Path) -> None:
+    with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_steps(1000)
+        addresses = run.http_addresses()
+        assert set(addresses) == {"actor-0", "inference", "learner"}
+        for address in addresses.values():
+            answers = {}
+            for path in ("healthz", "readyz", "metrics", "status"):
+                with urllib.request.urlopen(f"http://{address}/{path}", timeout=10) as response:
+                    answers[path] = response.read()
+            assert orjson.loads(answers["status"])
+            assert_clean_metrics(answers["metrics"].decode())
+        run.end()
 
 
 def test_a_second_actor_joins_and_leaves_without_an_error_anywhere(tmp_path: Path) -> None:

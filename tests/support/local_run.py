@@ -70,6 +70,15 @@ class LocalRun:
         """All services' logs."""
         return "\n".join(path.read_text() for path in sorted(self.directory.glob("logs/*.log")))
 
+    def http_addresses(self) -> dict[str, str]:
+        """Where each service answers HTTP, as its log says."""
+        found = {}
+        for path in self.directory.glob("logs/*.log"):
+            for line in path.read_text().splitlines():
+                if '"event":"http"' in line:
+                    found[path.stem] = str(orjson.loads(line)["address"])
+        return found
+
     def _json(self, name: str) -> dict[str, Any]:
         path = self.directory / name
         return dict(orjson.loads(path.read_bytes())) if path.exists() else {}
