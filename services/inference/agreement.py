@@ -81,10 +81,11 @@ class Agreement:
             raise Refusal("spaces", difference)
         if introduction.role == "eval":
             return engine, 0
-        rows = self._rows(engine.spec, engine.state_shapes, introduction.group_size)
-        if self._least_rows is None or rows < self._least_rows:
-            await self._in_time(ensure_queue(self._bus, self._queue_size(rows)))
-            self._least_rows = min(rows, self._least_rows or rows)
+        most = self._rows(engine.spec, engine.state_shapes, introduction.group_size)
+        rows, least = even_parts(introduction.group_size, most)
+        if self._least_rows is None or least < self._least_rows:
+            await self._in_time(ensure_queue(self._bus, self._queue_size(least)))
+            self._least_rows = min(least, self._least_rows or least)
         return engine, rows
 
     async def ensure_queue(self) -> None:
@@ -143,6 +144,17 @@ class Agreement:
 
     def _unavailable(self) -> Refusal:
         return Refusal("unavailable", f"waiting for NATS at {self._bus.address}", status="UNAVAILABLE")
+
+
+def even_parts(group_size: int, most: int) -> tuple[int, int]:
+    """Rows of a group's messages when each holds `most` at most, and those of its smallest one.
+
+    In parts of nearly the same size: a queue full of small rests could hold less than a batch, and then
+    neither the learner nor inference could go on.
+    """
+    messages = math.ceil(group_size / most)
+    rows = math.ceil(group_size / messages)
+    return rows, group_size - rows * (messages - 1)
 
 
 def _built_shapes(spec: RunSpec) -> StateShapes:

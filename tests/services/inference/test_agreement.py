@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from services.inference import agreement
+from services.inference.agreement import even_parts
 from services.inference.service import run
 from shared.bus.key_values import create_spec, wait_for_spec
 from shared.bus.streams import stream_info
@@ -95,6 +96,16 @@ async def test_a_group_too_large_for_one_message_sends_its_rows_in_several(
         assert [(chunk.header.number, chunk.header.first_row, chunk.rows) for chunk in chunks] == [
             (number, first, rows) for number in (0, 1) for first, rows in ((0, 2), (2, 2), (4, 1))
         ]
+
+
+@pytest.mark.parametrize(
+    ("group_size", "most", "rows", "least"), [(55, 54, 28, 27), (32, 32, 32, 32), (10, 4, 4, 2), (5, 2, 2, 1)]
+)
+def test_a_groups_messages_are_of_nearly_the_same_size(
+    group_size: int, most: int, rows: int, least: int
+) -> None:
+    """A queue full of one-row rests would hold less than a batch, and nobody could go on."""
+    assert even_parts(group_size, most) == (rows, least)
 
 
 async def test_the_queue_holds_the_batches_it_is_said_to_and_grows_for_smaller_groups(nats: NatsRun) -> None:
