@@ -9,6 +9,7 @@ from services.inference.service import run
 from shared.bus.control import collect_statuses, request_control
 from shared.bus.episodes import EpisodeConsumer
 from shared.errors import ConfigurationError, Refused
+from tests.support.counting import CountingNetwork
 from tests.support.counting_group import CountingGroup, counting_spec
 from tests.support.inference_service import (
     Ended,
@@ -263,3 +264,23 @@ async def test_settings_that_can_never_work_end_the_service(
 ) -> None:
     with pytest.raises(ConfigurationError, match=words):
         await asyncio.wait_for(run(inference_config(nats, **settings), stop=asyncio.Event()), 10)
+
+
+async def test_a_network_that_fails_ends_the_service_with_its_error(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ArithmeticError("a network of one's own")
+
+    async def scenario() -> None:
+        async with running_inference(nats) as service, learner_side(nats, SPEC) as learner:
+            await learner.publish()
+            actor = await service.joined(CountingGroup(2))
+            monkeypatch.setattr(CountingNetwork, "forward", broken)
+            await actor.ask()
+            with pytest.raises(Ended, match="shutting down"):
+                await actor.heard()
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await scenario()
+    assert isinstance(ended.value.exceptions[0], ArithmeticError)

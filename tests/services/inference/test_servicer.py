@@ -1,6 +1,7 @@
 """Who is refused and what that does to others, over a real gRPC connection."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -183,6 +184,54 @@ async def test_an_actor_that_owes_a_step_too_long_is_ended(nats: NatsRun) -> Non
         assert ended.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
         await service.counted("refused_messages_total", 1, reason="timeout")
         assert await service.metric("environments") == 0
+
+
+async def test_an_actor_that_takes_no_answers_is_ended(nats: NatsRun) -> None:
+    async with (
+        running_inference(nats, step_timeout=1.0, max_environments=20_000) as service,
+        learner_side(nats, SPEC) as learner,
+    ):
+        await learner.publish()
+        group = CountingGroup(20_000, role="eval")
+        stream = await service.joined(group)
+        group.advance()
+        step = pb.ActRequest.FromString(group.step())
+        for sequence in range(100):
+            sending = asyncio.create_task(stream.send(step.SerializeToString()))
+            await asyncio.wait([sending], timeout=0.5)
+            if not sending.done():
+                break
+            step.step.sequence, step.step.is_first = sequence + 1, bytes(group.rows)
+        await service.counted("refused_messages_total", 1, reason="timeout")
+        assert await service.metric("streams") == 0
+        stream.break_off()
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_actors_that_die_at_any_moment_leave_nothing_behind(
+    peers: Peers, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = random.Random(1)
+
+    async def short_life(number: int) -> None:
+        stream = peers.service.stream(CountingGroup(1, seed=number, stream_id=f"s{number}"))
+        living = asyncio.create_task(_live(stream))
+        await asyncio.wait([living], timeout=0.1 * rng.random())
+        stream.break_off()
+        living.cancel()
+        await asyncio.gather(living, return_exceptions=True)
+
+    for turn in range(20):
+        await asyncio.gather(*(short_life(6 * turn + each) for each in range(6)), peers.healthy.play(2))
+    await peers.service.counted("streams", 1)
+    assert await peers.service.metric("environments") == 2
+    assert (await peers.service.status())["discarded_steps"] > 0
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def _live(stream: ActorStream) -> None:
+    await stream.hello()
+    await stream.play(3)  # less than a chunk: there is no learner
 
 
 async def test_a_call_without_a_hello_is_ended_too(nats: NatsRun) -> None:
