@@ -87,7 +87,7 @@ class Model:
             self._autocast.__enter__()  # type: ignore[no-untyped-call]
             self._is_casting = True
         started = perf_counter()
-        with torch.inference_mode():
+        with torch.no_grad():  # in inference mode autocast would copy the weights each time
             answers = self._run(batch)
         return answers._replace(seconds=perf_counter() - started)
 

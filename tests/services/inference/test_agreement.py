@@ -80,21 +80,28 @@ async def test_a_network_that_does_not_fit_the_first_environment_refuses_it_and_
         assert (await service.status())["waiting"] == ["actors"]
 
 
-async def test_a_group_too_large_for_one_message_sends_its_rows_in_several(
+async def test_a_group_too_large_for_one_message_sends_its_rows_in_several_in_order(
     nats: NatsRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def two_at_most(spec: RunSpec, shapes: Any, group_size: int, max_payload: int) -> int:
         return min(2, group_size)
 
     monkeypatch.setattr(agreement, "rows_per_message", two_at_most)
-    async with running_inference(nats) as service, learner_side(nats, counting_spec(unroll=4)) as learner:
+    small_queue = {"batch_size": 1, "max_queued_batches": 2}  # so that chunks wait for each other
+    async with (
+        running_inference(nats, **small_queue) as service,
+        learner_side(nats, counting_spec(unroll=4)) as learner,
+    ):
         await learner.publish()
         actor = await service.joined(CountingGroup(5))
-        playing = asyncio.create_task(actor.play(9))
-        chunks: list[Chunk] = await learner.check_chunks(6, actor.group)
+        playing = asyncio.create_task(actor.play(13))
+        await service.counted("queued_publishes", 2)
+        chunks: list[Chunk] = []
+        for _ in range(9):
+            chunks += await learner.check_chunks(1, actor.group)
         await playing
         assert [(chunk.header.number, chunk.header.first_row, chunk.rows) for chunk in chunks] == [
-            (number, first, rows) for number in (0, 1) for first, rows in ((0, 2), (2, 2), (4, 1))
+            (number, first, rows) for number in (0, 1, 2) for first, rows in ((0, 2), (2, 2), (4, 1))
         ]
 
 

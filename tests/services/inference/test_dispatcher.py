@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -143,6 +145,21 @@ async def test_an_answer_to_somebody_who_left_is_dropped() -> None:
     bench.dispatcher.forget(gone)
     bench.finish()
     assert (await future).action.tolist() == [2, 2]
+
+
+async def test_who_left_before_the_batch_did_is_forgotten() -> None:
+    bench = Bench()
+    bench.dispatcher.block("pause")
+    gone = Asker(1, 2)
+    bench.dispatcher.expect(gone)
+    bench.dispatcher.ask(gone, gone.step())
+    bench.dispatcher.forget(gone)
+    trace = weakref.ref(gone)
+    del gone
+    gc.collect()
+    assert trace() is None
+    bench.dispatcher.unblock("pause")
+    assert bench.running_rows == []
 
 
 async def test_what_the_device_raises_is_told() -> None:
