@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -93,12 +94,22 @@ def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Pa
     assert_exact(run.summary())
 
 
+def is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=10) as response:
+            return bool(response.status == 200)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
+
+
 def test_every_service_answers_health_status_and_clean_metrics(tmp_path: Path) -> None:
     with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
         run.until_steps(1000)
         addresses = run.http_addresses()
         assert set(addresses) == {"actor-0", "inference", "learner"}
         for address in addresses.values():
+            run.until(lambda address=address: is_ready(address), seconds=20)
             answers = {}
             for path in ("healthz", "readyz", "metrics", "status"):
                 with urllib.request.urlopen(f"http://{address}/{path}", timeout=10) as response:

@@ -137,13 +137,12 @@ class InferenceRun:
         raise AssertionError(f"no metric {name} {labels}")
 
     async def counted(self, name: str, value: float, **labels: str) -> None:
-        """Waits until a metric has reached `value`."""
+        """Waits until a metric is `value`."""
 
-        async def has_reached() -> bool:
-            return await self.metric(name, **labels) >= value
+        async def is_there() -> bool:
+            return await self.metric(name, **labels) == value
 
-        await eventually(has_reached, what=f"{name} {labels} of {value}")
-        assert await self.metric(name, **labels) == value
+        await eventually(is_there, what=f"{name} {labels} of {value}")
 
     async def end(self) -> None:
         """As SIGTERM does."""
