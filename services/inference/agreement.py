@@ -16,9 +16,10 @@ from shared.bus.connection import Bus
 from shared.bus.key_values import create_spec, wait_for_spec
 from shared.bus.work_queue import ensure_queue
 from shared.errors import ChunkError, ConfigurationError, ConnectionFailed
-from shared.networks.build import build_network, resolved_network
+from shared.networks.build import build_network
+from shared.run_spec import own_spec
 from shared.runtime import in_thread
-from shared.specs import EnvironmentSpec, NetworkSpec, RunSpec
+from shared.specs import RunSpec
 from shared.telemetry import get_logger
 from shared.wire.chunks import StateShapes, rows_per_message
 
@@ -59,7 +60,7 @@ class Agreement:
         be built here.
         """
         spec = await wait_for_spec(self._bus)
-        difference = spec.disagreement(self._own_spec(spec.environment))
+        difference = spec.disagreement(own_spec(self._config, spec.environment))
         if difference:
             raise ConfigurationError(f"run {self._bus.run_id} was begun with other settings: {difference}")
         engine = await Engine.built(spec, self._config, thread=self._thread, metrics=self._metrics)
@@ -95,7 +96,7 @@ class Agreement:
 
     async def _propose(self, introduction: Introduction) -> None:
         """Makes the newcomer's environment the run's, if the run has none and it can be used."""
-        spec = self._own_spec(introduction.environment)
+        spec = own_spec(self._config, introduction.environment)
         # Without a state first: a network for absurdly large observations is not even built.
         self._rows(spec, (), introduction.group_size)
         try:
@@ -106,22 +107,6 @@ class Agreement:
         self._rows(spec, shapes, introduction.group_size)
         await self._in_time(create_spec(self._bus, spec))
         await self._in_time(self.engine_built())
-
-    def _own_spec(self, environment: EnvironmentSpec) -> RunSpec:
-        """What this service's settings make of an environment."""
-        config = self._config
-        return RunSpec(
-            environment=environment,
-            network=NetworkSpec(
-                name=resolved_network(config.network, environment),
-                lstm_size=config.lstm_size,
-                frame_stack=config.frame_stack,
-                hidden_sizes=config.hidden_sizes,
-            ),
-            agent=config.agent,
-            unroll=config.unroll,
-            reward_clip=config.reward_clip,
-        )
 
     def _rows(self, spec: RunSpec, shapes: StateShapes, group_size: int) -> int:
         try:

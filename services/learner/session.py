@@ -12,30 +12,15 @@ from services.learner.publishing import Snapshot
 from services.learner.training import UpdateMetrics, VTraceTrainer
 from shared.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, weights_to_bytes
 from shared.errors import ConfigurationError, RunError
-from shared.networks.build import build_network, resolved_network
+from shared.networks.build import build_network
 from shared.networks.precision import resolve_device
-from shared.specs import EnvironmentSpec, NetworkSpec, RunSpec
+from shared.run_spec import own_spec
+from shared.specs import RunSpec
 from shared.telemetry import get_logger
 
 log = get_logger(__name__)
 
 CHECKPOINTS = "checkpoints"
-
-
-def own_spec(config: LearnerConfig, environment: EnvironmentSpec) -> RunSpec:
-    """The spec that a run in `environment` has by this learner's settings."""
-    return RunSpec(
-        environment=environment,
-        network=NetworkSpec(
-            name=resolved_network(config.network, environment),
-            lstm_size=config.lstm_size,
-            frame_stack=config.frame_stack,
-            hidden_sizes=config.hidden_sizes,
-        ),
-        agent=config.agent,
-        unroll=config.unroll,
-        reward_clip=config.reward_clip,
-    )
 
 
 def check_settings(config: LearnerConfig, spec: RunSpec) -> None:

@@ -1,0 +1,21 @@
+"""The spec that a service's own settings make of an environment; inference proposes it, the learner checks it."""
+
+from shared.config import AgentSettings
+from shared.networks.build import resolved_network
+from shared.specs import EnvironmentSpec, NetworkSpec, RunSpec
+
+
+def own_spec(settings: AgentSettings, environment: EnvironmentSpec) -> RunSpec:
+    """The spec of a run in `environment` with these settings."""
+    return RunSpec(
+        environment=environment,
+        network=NetworkSpec(
+            name=resolved_network(settings.network, environment),
+            lstm_size=settings.lstm_size,
+            frame_stack=settings.frame_stack,
+            hidden_sizes=settings.hidden_sizes,
+        ),
+        agent=settings.agent,
+        unroll=settings.unroll,
+        reward_clip=settings.reward_clip,
+    )
