@@ -1,4 +1,4 @@
-"""The spec that a service's own settings make of an environment; inference proposes it, the learner checks it."""
+"""What a service's own settings make of an environment; inference proposes it, the learner checks it."""
 
 from shared.config import AgentSettings
 from shared.networks.build import resolved_network
