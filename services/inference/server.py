@@ -1,5 +1,6 @@
 """The gRPC server: its address, its limits, and the services beside Act (health, reflection)."""
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -64,6 +65,8 @@ async def serving_actors(
 
     Raises ConfigurationError when the address cannot be listened on.
     """
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    _check_address(host, port, address)
     server = grpc.aio.server(options=OPTIONS)
     act = grpc.stream_stream_rpc_method_handler(servicer.act)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Act": act}),))
@@ -74,13 +77,10 @@ async def serving_actors(
         reflection.SERVICE_NAME,
     )
     reflection.enable_server_reflection(names, server)
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise ConfigurationError(
-            f"grpc: cannot listen on {address}: in use, or no address of this machine"
-        ) from error
+        raise ConfigurationError(f"grpc: cannot listen on {address}") from error
     await server.start()
     log.info("grpc", address=f"{address.rpartition(':')[0]}:{bound}")
     try:
@@ -88,3 +88,15 @@ async def serving_actors(
     finally:
         await health_.servicer.enter_graceful_shutdown()
         await server.stop(_END_SECONDS)
+
+
+def _check_address(host: str, port: int, address: str) -> None:
+    """Raises ConfigurationError with the system's reason, which gRPC writes to stderr and keeps to itself."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen()
+    except OSError as error:
+        raise ConfigurationError(f"grpc: cannot listen on {address}: {error.strerror or error}") from error

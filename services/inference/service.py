@@ -34,7 +34,7 @@ SERVICE = "inference"
 
 _PAUSE = "pause"
 _LINGER_SECONDS = 3.0  # after `stop`, for actors that are just reconnecting to hear of it
-_SHARE_OF_GRACE = 0.7  # for publishing what is left; the rest is for closing connections
+_SHARE_OF_GRACE = 0.5  # for publishing what is left; the rest is for closing connections
 
 log = get_logger(__name__)
 

@@ -64,8 +64,14 @@ async def test_reflection_tells_which_services_there_are(nats: NatsRun) -> None:
 async def test_a_port_in_use_ends_the_service_naming_the_address(nats: NatsRun) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1:{port}: in use"):
+        with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
             await asyncio.wait_for(run(inference_config(nats, port=port), stop=asyncio.Event()), 10)
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
+async def test_an_address_of_another_machine_ends_the_service(nats: NatsRun, host: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"cannot listen on {host}:1234"):
+        await asyncio.wait_for(run(inference_config(nats, host=host, port=1234), stop=asyncio.Event()), 10)
 
 
 async def test_two_services_do_not_share_a_port(nats: NatsRun) -> None:
