@@ -22,7 +22,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 _END_SECONDS = 1.0  # for calls to take notice of their status
 
 OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + FRAMING_BYTES),
+    # The servicer refuses, in words and counted, what is above the limit; gRPC, silently, twice as much.
+    ("grpc.max_receive_message_length", 2 * (MAX_MESSAGE_BYTES + FRAMING_BYTES)),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES + FRAMING_BYTES),
     # An actor's machine that vanished without a word is noticed after 10 + 10 s.
     ("grpc.keepalive_time_ms", 10_000),

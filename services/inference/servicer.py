@@ -11,12 +11,13 @@ from grpc.aio import EOF  # type: ignore[attr-defined]
 from services.inference.agreement import Agreement
 from services.inference.metrics import InferenceMetrics
 from services.inference.refusal import Refusal
-from services.inference.session import Introduction, read_hello
+from services.inference.session import FRAMING_BYTES, Introduction, read_hello
 from services.inference.streams import Streams
 from shared.errors import SeedrlError
 from shared.telemetry import get_logger
 from shared.wire import inference_pb2 as pb
 from shared.wire.hello import PROTOCOL_VERSION
+from shared.wire.limits import MAX_MESSAGE_BYTES
 
 _MOST_DETAIL = 500  # characters of a status text, which travels in HTTP/2 headers
 
@@ -141,6 +142,9 @@ async def _exchanged(call: _Call, context: grpc.aio.ServicerContext[Any, Any], r
         await context.write(reply)
     message = await context.read()
     call.owes_since = None
+    if message is not EOF and len(message) > MAX_MESSAGE_BYTES + FRAMING_BYTES:
+        size = f"message has {len(message)} bytes, larger than max {MAX_MESSAGE_BYTES}"
+        raise Refusal("size", size, status="RESOURCE_EXHAUSTED")
     return message
 
 

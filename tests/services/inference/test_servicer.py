@@ -100,6 +100,7 @@ async def test_a_message_above_the_limit_ends_its_own_stream_only(peers: Peers) 
     with pytest.raises(Ended, match="larger than max") as ended:
         await stream.receive()
     assert ended.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await peers.service.counted("refused_messages_total", 1, reason="size")
     await peers.healthy.play(1)
     stream = await peers.service.joined(CountingGroup(2, seed=1, stream_id="s2"))
     await stream.send(bytes(2**20))
