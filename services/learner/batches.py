@@ -25,6 +25,25 @@ class TrainingBatch(NamedTuple):
     behaviour_logits: Tensor  # [T, B, A] float32
 
 
+def rows_of(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
+    """The rows `rows` [N] (indices) of `batch`, copied."""
+    inputs = batch.inputs
+    return TrainingBatch(
+        inputs=NetworkInput(
+            observation={name: leaf.index_select(1, rows) for name, leaf in inputs.observation.items()},
+            previous_action=inputs.previous_action.index_select(1, rows),
+            previous_reward=inputs.previous_reward.index_select(1, rows),
+            is_first=inputs.is_first.index_select(1, rows),
+        ),
+        state=tuple(leaf.index_select(0, rows) for leaf in batch.state),
+        action=batch.action.index_select(1, rows),
+        reward=batch.reward.index_select(1, rows),
+        terminated=batch.terminated.index_select(1, rows),
+        reset_steps=batch.reset_steps.index_select(1, rows),
+        behaviour_logits=batch.behaviour_logits.index_select(1, rows),
+    )
+
+
 def staged(slices: Sequence[Slice], *, reward_clip: float, device: torch.device) -> TrainingBatch:
     """The batch of the rows in `slices`, ready on `device` when this returns."""
     if device.type != "cuda":

@@ -1,9 +1,9 @@
 """Configuration of the learner."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from shared.config import AgentSettings, DeviceSettings, NatsSettings, ServiceSettings, Settings
 
@@ -50,6 +50,14 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     loss_reduction: Literal["sum", "mean"] = "sum"
     """Losses are summed over a batch's steps (IMPALA, Atari) or averaged (SEED). Learning rate, epsilon and
     gradient clip belong to one of the two."""
+    normalize_advantages: bool = False
+    """Advantages are brought to mean 0 and deviation 1 in every gradient step, so that the entropy bonus
+    weighs the same whatever the rewards are."""
+    sample_reuse: int = Field(1, ge=1)
+    """Passes over each batch; V-trace corrects for what the policy has moved since the batch was acted."""
+    minibatches: int = Field(1, ge=1)
+    """Gradient steps per pass: a batch's rows are dealt out anew to so many equal parts. An update is all
+    passes."""
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """Optimizer of the weights."""
@@ -86,6 +94,14 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     def directory(self) -> Path:
         """The run directory."""
         return self.run_dir if self.run_dir is not None else Path("runs") / self.run_id
+
+    @model_validator(mode="after")
+    def _minibatches_are_equal(self) -> Self:
+        if self.batch_size % self.minibatches:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of minibatches ({self.minibatches})"
+            )
+        return self
 
     @field_validator("max_queued_batches")
     @classmethod

@@ -44,12 +44,14 @@ def vtrace_loss(
     baseline_cost: float,
     entropy_cost: float,
     reduction: Literal["sum", "mean"],
+    normalize_advantages: bool = False,
 ) -> LossTerms:
     """−Σ log π(a)·adv + ½·baseline_cost·Σ(vs − V)² − entropy_cost·ΣH(π) over all steps but reset steps.
 
     `mean` divides all of it by the number of those steps. A discount is 0 where the episode terminated. A
     reset step has log ρ = −∞, so that nothing before it sees what comes after it. Nothing flows through
-    vs and adv (IMPALA, arXiv 1802.01561, section 4.2).
+    vs and adv (IMPALA, arXiv 1802.01561, section 4.2). `normalize_advantages`: adv minus its mean, over its
+    deviation, both of those steps (as PPO's implementations do).
     """
     valid = ~inputs.reset_steps
     count = valid.sum().clamp(min=1)
@@ -68,12 +70,16 @@ def vtrace_loss(
         max_pg_rho=max_pg_rho,
     )
 
+    advantages = targets.advantages
+    if normalize_advantages:
+        advantages = _normalized(advantages, valid)
+
     def total(x: Tensor) -> Tensor:
         return x.masked_fill(inputs.reset_steps, 0.0).sum()
 
     entropy = total(-(log_policy.exp() * log_policy).sum(-1))
     divisor = count if reduction == "mean" else 1
-    policy = -total(log_prob * targets.advantages) / divisor
+    policy = -total(log_prob * advantages) / divisor
     value = 0.5 * baseline_cost * total((targets.values - baseline).square()) / divisor
     bonus = -entropy_cost * entropy / divisor
     return LossTerms(
@@ -86,6 +92,12 @@ def vtrace_loss(
         target=total(targets.values) / count,
         rho=total(log_rhos.exp()) / count,
     )
+
+
+def _normalized(advantages: Tensor, valid: Tensor) -> Tensor:
+    """`advantages` with mean 0 and deviation 1 over the steps that are `valid`."""
+    deviation, mean = torch.std_mean(advantages[valid], correction=0)
+    return (advantages - mean) / (deviation + 1e-8)
 
 
 def _of_action(log_policy: Tensor, action: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """The synchronous training core: batch in, metrics out, parameters updated; no asyncio, no clock, no I/O."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from services.learner.batches import TrainingBatch
+from services.learner.batches import TrainingBatch, rows_of
 from services.learner.config import LearnerConfig
 from services.learner.loss import LossInputs, LossTerms, vtrace_loss
 from shared.errors import RunError, TrainingDiverged
@@ -42,26 +43,39 @@ class VTraceTrainer:
         self.optimizer = _optimizer(self._parameters, config, device)
 
     def train(self, batch: TrainingBatch, *, steps: int) -> UpdateMetrics:
-        """Does the next update, after `steps` steps of the run were consumed.
+        """Does the next update, after `steps` steps of the run were consumed; metrics are means of its parts.
 
-        Raises TrainingDiverged when a loss or the gradient is not finite; the parameters are then as before.
+        Raises TrainingDiverged when a loss or a gradient is not finite; that gradient step is not done.
         """
         rate = learning_rate(self._config, steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        parts = [self._step(part) for part in self._parts(batch)]
+        self.updates += 1
+        return UpdateMetrics._make([*map(fmean, zip(*parts, strict=True)), rate])
+
+    def _parts(self, batch: TrainingBatch) -> Iterator[TrainingBatch]:
+        """What the gradient steps of one update are made of."""
+        for _ in range(self._config.sample_reuse):
+            if self._config.minibatches == 1:
+                yield batch
+                continue
+            order = torch.randperm(batch.action.shape[1], device=batch.action.device)
+            for rows in order.chunk(self._config.minibatches):
+                yield rows_of(batch, rows)
+
+    def _step(self, batch: TrainingBatch) -> list[float]:
+        """One gradient step; all metrics but the learning rate."""
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._loss(batch)
         terms.total.backward()  # type: ignore[no-untyped-call]
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        metrics = UpdateMetrics._make(
-            [*torch.stack([*(term.detach() for term in terms), norm]).tolist(), rate]
-        )
+        metrics: list[float] = torch.stack([*(term.detach() for term in terms), norm]).tolist()
         _check_finite(metrics, self.updates + 1)
         if self._config.max_gradient_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, self._config.max_gradient_norm, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.optimizer.step()
-        self.updates += 1
         return metrics
 
     def weights(self) -> dict[str, Tensor]:
@@ -117,6 +131,7 @@ class VTraceTrainer:
             baseline_cost=config.baseline_cost,
             entropy_cost=config.entropy_cost,
             reduction=config.loss_reduction,
+            normalize_advantages=config.normalize_advantages,
         )
 
 
@@ -132,9 +147,10 @@ def warm_up() -> None:
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
 
 
-def _check_finite(metrics: UpdateMetrics, update: int) -> None:
+def _check_finite(metrics: list[float], update: int) -> None:
+    named = dict(zip(UpdateMetrics._fields, metrics, strict=False))
     for name in ("policy_loss", "baseline_loss", "entropy_loss", "gradient_norm"):
-        value = getattr(metrics, name)
+        value = named[name]
         if not math.isfinite(value):
             raise TrainingDiverged(
                 f"training diverged at update {update}: the {name.replace('_', ' ')} is {value}; "

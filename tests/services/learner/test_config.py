@@ -43,3 +43,11 @@ def test_a_queue_that_could_not_hold_more_than_the_learner_does_is_refused() -> 
 def test_a_bad_value_is_refused_by_its_flag(argument: str) -> None:
     with pytest.raises(ConfigurationError, match=argument.partition("=")[0]):
         loaded(argument)
+
+
+def test_a_batch_that_cannot_be_dealt_out_equally_is_refused() -> None:
+    assert loaded("--batch-size", "32", "--minibatches", "4").minibatches == 4
+    with pytest.raises(
+        ConfigurationError, match=r"batch_size \(30\) must be a multiple of minibatches \(4\)"
+    ):
+        loaded("--batch-size", "30", "--minibatches", "4")

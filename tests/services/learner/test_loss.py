@@ -179,3 +179,25 @@ def test_a_batch_of_reset_steps_alone_has_no_loss_and_no_gradient() -> None:
         terms = vtrace_loss(inputs, **SETTINGS, reduction=reduction)  # type: ignore[arg-type]
         assert [float(term.detach()) for term in terms] == [0.0] * len(terms)
     assert all((gradient == 0).all() for gradient in gradients(inputs, "mean"))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_normalized_advantages_have_mean_0_and_deviation_1_over_the_valid_steps(
+    reduction: Literal["sum", "mean"],
+) -> None:
+    """By its logits, the policy loss has the gradient (π − onehot)·adv."""
+    plain, normal = make_inputs(), make_inputs()
+    gradients = []
+    for inputs, normalize in ((plain, False), (normal, True)):
+        settings = SETTINGS | {"entropy_cost": 0.0, "baseline_cost": 0.0}
+        terms = vtrace_loss(inputs, **settings, reduction=reduction, normalize_advantages=normalize)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        assert inputs.policy_logits.grad is not None
+        score = inputs.policy_logits.detach().softmax(-1) - torch.nn.functional.one_hot(inputs.action, A)
+        scale = float((~inputs.reset_steps).sum()) if reduction == "mean" else 1.0
+        gradients.append(scale * (inputs.policy_logits.grad * score).sum(-1) / score.square().sum(-1))
+    valid = ~plain.reset_steps
+    advantages, normalized = gradients
+    expected = (advantages - advantages[valid].mean()) / advantages[valid].std(correction=0)
+    torch.testing.assert_close(normalized[valid], expected[valid], rtol=1e-3, atol=1e-4)
+    assert torch.equal(normalized[~valid], torch.zeros(int((~valid).sum())))

@@ -12,7 +12,7 @@ import torch
 from services.learner.batches import TrainingBatch, staged
 from services.learner.config import LearnerConfig
 from services.learner.rows import Slice
-from services.learner.training import VTraceTrainer, learning_rate
+from services.learner.training import UpdateMetrics, VTraceTrainer, learning_rate
 from shared.errors import RunError, TrainingDiverged
 from shared.networks.build import build_network
 from shared.specs import RunSpec
@@ -168,6 +168,45 @@ def test_the_reward_scale_multiplies_what_was_clipped() -> None:
         )
     ]
     assert metrics[0] == metrics[1]
+
+
+# Several gradient steps per update
+
+
+def test_a_batch_used_twice_is_two_gradient_steps_of_one_update() -> None:
+    spec = make_spec()
+    batch = batch_of(make_chunk(spec=spec), spec=spec)
+    once, twice = make_trainer(spec), make_trainer(spec, sample_reuse=2)
+    for _ in range(2):
+        once.train(batch, steps=0)
+    twice.train(batch, steps=0)
+    assert (once.updates, twice.updates) == (2, 1)
+    for one, two in zip(once.network.parameters(), twice.network.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_minibatches_are_equal_parts_that_hold_every_row_once_in_every_pass() -> None:
+    spec = counting_spec(5)
+    batch = batch_of(History.random(rows=12, steps=10, seed=0).chunk(1, spec), spec=spec)
+
+    def trained(**settings: Any) -> tuple[UpdateMetrics, list[int]]:
+        """Metrics of an update that changes next to nothing, and the rows in each of its gradient steps."""
+        rows = []
+
+        class Watched(CountingNetwork):
+            def forward(self, inputs: Any, state: Any) -> Any:
+                rows.append(inputs.is_first.shape[1])
+                return super().forward(inputs, state)
+
+        config = make_config(learning_rate=1e-12, batch_size=12, **settings)
+        torch.manual_seed(1)
+        return VTraceTrainer(Watched(), config, device=CPU).train(batch, steps=0), rows
+
+    whole, one = trained()
+    parts, six = trained(minibatches=3, sample_reuse=2)
+    assert (one, six) == ([12], 6 * [4])
+    for name in ("policy_loss", "baseline_loss", "entropy_loss"):  # sums over a third of the rows, averaged
+        assert 3 * getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-4)
 
 
 # Optimizers
