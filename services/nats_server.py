@@ -21,8 +21,9 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from shared.bus.connection import connected_bus
-from shared.config import ENV_PREFIX, NatsSettings
+from shared.config import NatsSettings
 from shared.errors import ConfigurationError, ConnectionFailed, RunError
+from shared.presets import ENV_PREFIX
 
 MAX_PAYLOAD_BYTES = 8 * 2**20
 READY_SECONDS = 15.0

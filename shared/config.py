@@ -6,12 +6,9 @@ preset serves them all), so names are checked against all models together, and e
 """
 
 import os
-import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -23,9 +20,9 @@ from pydantic_settings import (
 )
 
 from shared.errors import ConfigurationError
+from shared.presets import ENV_PREFIX, nearest, read_preset
 from shared.subjects import validated_run_id
 
-ENV_PREFIX = "SEEDRL_"
 SECRETS = frozenset({"nats_token"})
 
 
@@ -188,7 +185,8 @@ def load(
         raise ConfigurationError(f"{text} (see {prog} --help)") from error
     environment = _environment(model, names)
     preset_name = command_line.get("preset", environment.get("preset", preset_name))
-    preset = _preset(model, str(preset_name), names) if preset_name is not None else {}
+    preset = read_preset(str(preset_name), names) if preset_name is not None else {}
+    preset = {key: value for key, value in preset.items() if key in model.model_fields}
     origins = (
         (command_line, lambda name: _flag(model, name)),
         (environment, lambda name: ENV_PREFIX + name.upper()),
@@ -218,61 +216,14 @@ def secret_values(config: BaseModel) -> list[str]:
     return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
 
 
-def preset_path(name: str) -> Path:
-    """The file of a preset: a path as it is, a name from the presets that come with the project."""
-    if name.endswith((".yaml", ".yml")) or os.sep in name:
-        return Path(name)
-    return _presets_directory() / f"{name}.yaml"
-
-
-def preset_names() -> list[str]:
-    """Names of the presets that come with the project."""
-    return sorted(path.stem for path in _presets_directory().glob("*.yaml"))
-
-
-def _presets_directory() -> Path:
-    beside = Path(__file__).resolve().parent.parent / "presets"
-    return beside if beside.is_dir() else Path(sysconfig.get_path("data")) / "share/seedrl/presets"
-
-
 def _environment(model: type[Settings], names: set[str]) -> dict[str, Any]:
     for variable in os.environ:
         if variable.upper().startswith(ENV_PREFIX) and variable[len(ENV_PREFIX) :].lower() not in names:
-            raise ConfigurationError(f"{variable} is no setting{_nearest(variable, names)}")
+            raise ConfigurationError(f"{variable} is no setting{nearest(variable, names)}")
     try:
         return dict(EnvSettingsSource(model)())
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
-
-
-def _preset(model: type[Settings], name: str, names: set[str]) -> dict[str, Any]:
-    path = preset_path(name)
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"unknown preset {name!r}; there are {', '.join(preset_names())}; or give a .yaml file"
-        ) from error
-    except OSError as error:
-        raise ConfigurationError(f"preset {name}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"preset {name}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, Mapping):
-        raise ConfigurationError(f"preset {name}: holds {type(values).__name__}, not settings by name")
-    for key in values:
-        if key not in names:
-            raise ConfigurationError(f"preset {name}: {key!r} is no setting{_nearest(str(key), names)}")
-    return {key: value for key, value in values.items() if key in model.model_fields}
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    import difflib
-
-    bare = name.removeprefix(ENV_PREFIX).lower()
-    close = difflib.get_close_matches(bare, list(names), n=1)
-    if not close:
-        return ""
-    return f"; did you mean {ENV_PREFIX + close[0].upper() if name.startswith(ENV_PREFIX) else close[0]}?"
 
 
 def _flag(model: type[BaseModel], name: str) -> str:

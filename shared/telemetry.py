@@ -18,7 +18,8 @@ from typing import Any, TextIO
 import orjson
 import structlog
 
-from shared.config import ENV_PREFIX, SECRETS
+from shared.config import SECRETS
+from shared.presets import ENV_PREFIX
 
 _SECRET_KEY = re.compile(r"(^|_)(token|password|secret|authorization)$", re.IGNORECASE)
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s\"']+(?=@)")

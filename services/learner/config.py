@@ -53,6 +53,9 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     normalize_advantages: bool = False
     """Advantages are brought to mean 0 and deviation 1 in every gradient step, so that the entropy bonus
     weighs the same whatever the rewards are."""
+    policy_clip: float = Field(0.0, ge=0)
+    """A step has no policy gradient once its action's probability is farther from the acting policy's than
+    this, as a ratio, on the side its advantage pushes it to (PPO's clip); 0: never."""
     sample_reuse: int = Field(1, ge=1)
     """Passes over each batch; V-trace corrects for what the policy has moved since the batch was acted."""
     minibatches: int = Field(1, ge=1)

@@ -45,13 +45,16 @@ def vtrace_loss(
     entropy_cost: float,
     reduction: Literal["sum", "mean"],
     normalize_advantages: bool = False,
+    policy_clip: float = 0.0,
 ) -> LossTerms:
     """−Σ log π(a)·adv + ½·baseline_cost·Σ(vs − V)² − entropy_cost·ΣH(π) over all steps but reset steps.
 
     `mean` divides all of it by the number of those steps. A discount is 0 where the episode terminated. A
     reset step has log ρ = −∞, so that nothing before it sees what comes after it. Nothing flows through
     vs and adv (IMPALA, arXiv 1802.01561, section 4.2). `normalize_advantages`: adv minus its mean, over its
-    deviation, both of those steps (as PPO's implementations do).
+    deviation, both of those steps (as PPO's implementations do). `policy_clip`, unless it is 0: a step has no
+    policy gradient where ρ is already farther than that from 1 on the side its advantage pushes it to (the
+    clip of PPO, arXiv 1707.06347, equation 7).
     """
     valid = ~inputs.reset_steps
     count = valid.sum().clamp(min=1)
@@ -73,6 +76,9 @@ def vtrace_loss(
     advantages = targets.advantages
     if normalize_advantages:
         advantages = _normalized(advantages, valid)
+    if policy_clip:
+        pushed_away = (log_rhos.exp() - 1.0) * advantages.sign()
+        advantages = advantages.masked_fill(pushed_away > policy_clip, 0.0)
 
     def total(x: Tensor) -> Tensor:
         return x.masked_fill(inputs.reset_steps, 0.0).sum()

@@ -132,6 +132,7 @@ class VTraceTrainer:
             entropy_cost=config.entropy_cost,
             reduction=config.loss_reduction,
             normalize_advantages=config.normalize_advantages,
+            policy_clip=config.policy_clip,
         )
 
 

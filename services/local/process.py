@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from shared.config import ENV_PREFIX
+from shared.presets import ENV_PREFIX
 
 _PR_SET_PDEATHSIG = 1
 

@@ -13,8 +13,6 @@ from shared.config import (
     ServiceSettings,
     Settings,
     load,
-    preset_names,
-    preset_path,
 )
 from shared.errors import ConfigurationError
 
@@ -158,8 +156,3 @@ def test_help_shows_the_fields_documentation(capsys: pytest.CaptureFixture[str])
     shown = " ".join(capsys.readouterr().out.split())
     assert "Speed in metres per second." in shown
     assert "Units of the LSTM core" in shown
-
-
-def test_every_preset_that_comes_with_the_project_is_there() -> None:
-    assert {"cartpole", "atari_vtrace"} <= set(preset_names())
-    assert all(preset_path(name).is_file() for name in preset_names())

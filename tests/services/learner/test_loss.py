@@ -201,3 +201,24 @@ def test_normalized_advantages_have_mean_0_and_deviation_1_over_the_valid_steps(
     expected = (advantages - advantages[valid].mean()) / advantages[valid].std(correction=0)
     torch.testing.assert_close(normalized[valid], expected[valid], rtol=1e-3, atol=1e-4)
     assert torch.equal(normalized[~valid], torch.zeros(int((~valid).sum())))
+
+
+def test_a_step_already_pushed_beyond_the_clip_has_no_policy_gradient() -> None:
+    """Against the definition: min(ρ·A, clip(ρ, 1 − ε, 1 + ε)·A) is flat there, for either sign of A."""
+    inputs = make_inputs(3)
+    settings = SETTINGS | {"entropy_cost": 0.0, "baseline_cost": 0.0}
+
+    def gradient(policy_clip: float) -> torch.Tensor:
+        terms = vtrace_loss(inputs, **settings, reduction="sum", policy_clip=policy_clip)
+        return torch.autograd.grad(terms.total, inputs.policy_logits)[0]
+
+    log_prob = inputs.policy_logits.log_softmax(-1).gather(-1, inputs.action.unsqueeze(-1)).squeeze(-1)
+    behaviour = inputs.behaviour_logits.log_softmax(-1).gather(-1, inputs.action.unsqueeze(-1)).squeeze(-1)
+    rho = (log_prob - behaviour).exp().detach().requires_grad_()
+    free, clipped = gradient(0.0), gradient(0.3)
+    sign = -(free.gather(-1, inputs.action.unsqueeze(-1)).squeeze(-1)).sign()  # of A: descent raises log π
+    surrogate = torch.minimum(rho * sign, rho.clamp(0.7, 1.3) * sign)
+    flat = torch.autograd.grad(surrogate.sum(), rho)[0] == 0
+    assert 3 < flat.sum() < flat.numel() - 3
+    assert (clipped[flat] == 0).all()
+    assert torch.equal(clipped[~flat], free[~flat])
