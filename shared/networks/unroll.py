@@ -70,9 +70,12 @@ def stack_frames(history: Tensor | None, frames: Tensor, is_first: Tensor) -> Te
         return frames.transpose(0, 1).contiguous()
     stack = history.shape[1] + 1
     sequence = torch.cat([history, frames], dim=1)  # index j holds the frame of time j − (S − 1)
-    windows = sequence.unfold(1, stack, 1).movedim(-1, 2).transpose(0, 1)
-    stacked = torch.empty((steps, batch, stack, *shape), dtype=frames.dtype, device=frames.device)
-    stacked.copy_(windows)
+    if steps == 1:
+        stacked = sequence.unsqueeze(0)
+    else:
+        windows = sequence.unfold(1, stack, 1).movedim(-1, 2).transpose(0, 1)
+        stacked = torch.empty((steps, batch, stack, *shape), dtype=frames.dtype, device=frames.device)
+        stacked.copy_(windows)
     before = _before_episode(is_first, stack)
     plain = stacked.view(_SIGNED.get(stacked.dtype, stacked.dtype))
     if plain.is_cuda:
