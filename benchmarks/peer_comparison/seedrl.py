@@ -10,12 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from benchmarks.peer_comparison.errors import ComparisonError
 from benchmarks.peer_comparison.figures import Reading
 from benchmarks.peer_comparison.workload import BATCH_TRAJECTORIES, UNROLL
-from shared.networks.precision import has_bfloat16
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RUN = "run"
@@ -27,9 +24,7 @@ class Seedrl:
 
     def __init__(self, precision: Literal["auto", "float32"]) -> None:
         self._precision = precision
-        self._computes_in = (
-            "bfloat16" if precision == "auto" and has_bfloat16(torch.device("cpu")) else "float32"
-        )
+        self._computes_in = "bfloat16" if precision == "auto" and _cpu_has_bfloat16() else "float32"
         self.name = f"seedrl, {self._computes_in}"
 
     def command(self, directory: Path) -> list[str]:
@@ -68,6 +63,14 @@ class Seedrl:
         return (
             f"{version('seedrl')}, torch {version('torch')}, ale-py {version('ale-py')}; {self._computes_in}"
         )
+
+
+def _cpu_has_bfloat16() -> bool:
+    import torch  # takes seconds, which --help need not wait for
+
+    from shared.networks.precision import has_bfloat16
+
+    return has_bfloat16(torch.device("cpu"))
 
 
 def _newest_address(log: Path) -> str | None:
