@@ -19,7 +19,12 @@ from benchmarks.peer_comparison.errors import ComparisonError
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_GRACE_SECONDS = 20.0
+_GRACE_SECONDS = 60.0  # a busy machine takes its time to save and exit
+
+# Orphans: when which of them are told what, in seconds after the end of the process that was started.
+_ASK_SECONDS = 5.0
+_ASK_DAEMONS_SECONDS = 10.0
+_KILL_SECONDS = 20.0
 
 
 class System:
@@ -93,7 +98,7 @@ def children() -> set[int]:
 
 
 def _end(process: subprocess.Popen[bytes], *, others: set[int]) -> None:
-    """Asks `process`, then kills it; then the same for all that it leaves. Ctrl-C meanwhile kills at once."""
+    """Asks `process`, then kills it; then the same for all that it leaves. Ctrl-C meanwhile hurries it."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             if process.poll() is None:
@@ -103,22 +108,27 @@ def _end(process: subprocess.Popen[bytes], *, others: set[int]) -> None:
     finally:
         process.kill()
         process.wait()
-        _end_orphans(others)
+        _end_orphans(others, session=process.pid)
 
 
-def _end_orphans(others: set[int]) -> None:
-    """Ends the adopted children, and theirs, which are adopted in turn, until only `others` are left."""
-    deadline = time.monotonic() + _GRACE_SECONDS
+def _end_orphans(others: set[int], *, session: int) -> None:
+    """Ends the adopted children, and theirs, which are adopted in turn, until only `others` are left.
+
+    Those outside `session` clean up when the others are gone (torch's shared memory manager does), if they
+    are let: they come last.
+    """
+    started = time.monotonic()
     while left := children() - others:
         try:
-            kind = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
+            elapsed = time.monotonic() - started
             for child in left:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                    os.kill(child, kind)
                     os.waitpid(child, os.WNOHANG)
+                    if elapsed > (_ASK_SECONDS if os.getsid(child) == session else _ASK_DAEMONS_SECONDS):
+                        os.kill(child, signal.SIGTERM if elapsed < _KILL_SECONDS else signal.SIGKILL)
             time.sleep(0.1)  # not all of them can be waited for: some are still another's children
         except KeyboardInterrupt:
-            deadline = 0.0
+            started -= _ASK_DAEMONS_SECONDS
 
 
 def _end_with_parent() -> None:
