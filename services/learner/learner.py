@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from services.learner.accounts import load_accounts, write_accounts
+from services.learner.accounts import has_begun, load_accounts, write_accounts
 from services.learner.config import LearnerConfig
 from services.learner.feeding import Feeder
 from services.learner.housekeeping import Housekeeping
 from services.learner.publishing import Snapshot, WeightsPublisher
 from services.learner.report import Report
 from services.learner.rows import RowQueue
-from services.learner.session import Session, check_settings, has_begun
+from services.learner.session import Session, check_settings
 from services.learner.settling import Bookkeeper
 from services.learner.training import warm_up
 from shared.bus.beside import beside
@@ -91,7 +91,7 @@ class Learner:
     async def _restored(self, spec: RunSpec) -> Session:
         """The session; the report's accounts are then what queue, journal and checkpoint together say."""
         config, bus = self._config, self._bus
-        known = has_begun(config)
+        known = has_begun(config.directory)
         accounts = load_accounts(config.directory)
         session = await in_thread(partial(Session, config, spec, accounts), self._training)
         queued = [seq for seq in accounts.pending if await bus.persistently(partial(is_queued, bus, seq))]
