@@ -3,11 +3,13 @@
 What takes time to import is imported within `main`, so that Ctrl-C is answered in one line from the start.
 """
 
+import atexit
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from shared.config import Settings
@@ -109,6 +111,16 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _failed(f"{error.name} is not installed; pip install 'seedrl[{extra}]'", 2)
 
 
+def leave() -> NoReturn:
+    """Runs one command and ends the process, without taking torch apart first: that takes up to a second."""
+    status = main()
+    atexit._run_exitfuncs()  # children of multiprocessing end with it
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads any more
+            stream.flush()
+    os._exit(status)
+
+
 def known_settings() -> "tuple[type[Settings], ...]":
     """All configurations: a preset or the environment may hold settings for any of them."""
     return tuple(_imported(command.config) for command in COMMANDS.values())
@@ -166,4 +178,4 @@ def _usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave()

@@ -36,3 +36,19 @@ def test_what_is_imported_before_ctrl_c_is_answered_takes_no_time(tmp_path: Path
     assert "services.cli" in new
     assert {name for name in new if name.startswith("shared")} == set()
     assert not new & {"asyncio", "importlib.metadata", "inspect", "pydantic", "yaml"}
+
+
+def test_a_process_leaves_without_being_taken_apart(tmp_path: Path) -> None:
+    code = (
+        "import atexit, services.cli as cli\n"
+        "class Torch:\n    def __del__(self): print('taken apart')\n"
+        "torch = Torch()\n"
+        "atexit.register(print, 'children ended')\n"
+        "cli.main = lambda: print('said') or 7\n"
+        "cli.leave()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 7, result.stderr
+    assert result.stdout == "said\nchildren ended\n"
