@@ -20,11 +20,10 @@ from services.local.nats import nats_of_run
 from services.local.run import LocalRun
 from services.local.statuses import StatusBoard, watched_statuses
 from services.local.summary import SUMMARY_FILE, discarded_before, write_summary
-from services.local.supervisor import ServiceFailed
 from shared.bus.connection import connected_bus
 from shared.bus.work_queue import queue_state
 from shared.config import secret_values
-from shared.errors import ConnectionFailed
+from shared.errors import ConnectionFailed, SeedrlError
 from shared.telemetry import configure_logging
 
 PLAIN_LINE_SECONDS = 5.0
@@ -67,7 +66,7 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    queue = None
+    queue, board = None, None
     try:
         async with (
             nats_of_run(config) as nats,
@@ -84,8 +83,9 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
                         discarded += board.total("inference", "discarded_steps")
                         with contextlib.suppress(ConnectionFailed):
                             queue = await queue_state(bus)
-    except ServiceFailed as error:
-        write_summary(config, queue=queue, discarded_steps=discarded, exit_reason=f"failed: {error}")
+    except SeedrlError as error:
+        if board is not None:  # the services were started
+            write_summary(config, queue=queue, discarded_steps=discarded, exit_reason=f"failed: {error}")
         raise
     reason = board.newest("learner").get("exit_reason") if finished else "interrupted"
     return write_summary(config, queue=queue, discarded_steps=discarded, exit_reason=str(reason))

@@ -1,8 +1,10 @@
 """`seedrl train` as a person runs it: whole, interrupted, resumed, watched, joined, killed in parts."""
 
+import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -92,6 +94,27 @@ def test_a_service_that_fails_for_good_leaves_a_summary(tmp_path: Path) -> None:
     assert summary["exit_reason"].startswith("failed: learner: training diverged")
     assert summary["steps"] > 0
     assert_exact(summary)
+    assert not run.connection()
+
+
+def test_a_run_whose_nats_server_keeps_dying_ends_with_a_summary(tmp_path: Path) -> None:
+    with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_steps(500)
+        binary = str(Path(sys.executable).with_name("nats-server"))
+        killed: set[int] = set()
+        while run.process.poll() is None:
+            with contextlib.suppress(AssertionError, ProcessLookupError):
+                server = run.pid(binary)
+                if server not in killed:
+                    os.kill(server, signal.SIGKILL)
+                    killed.add(server)
+            time.sleep(0.02)  # polls processes; nothing to await
+        _, said = run.process.communicate()
+    assert run.process.returncode in (1, 2)
+    assert len([line for line in said.splitlines() if line.startswith("seedrl: nats-server")]) == 1
+    summary = run.summary()
+    assert summary["exit_reason"].startswith("failed: nats-server")
+    assert summary["steps"] >= 500
     assert not run.connection()
 
 
