@@ -1,19 +1,21 @@
-"""The `seedrl` command: finds the command, loads its configuration, runs it, turns mistakes into one line."""
+"""The `seedrl` command: finds the command, loads its configuration, runs it, turns mistakes into one line.
 
+What takes time to import is imported within `main`, so that Ctrl-C is answered in one line from the start.
+"""
+
+import atexit
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from shared.config import Settings, secret_values
-from shared.errors import ConfigurationError, SeedrlError
+if TYPE_CHECKING:
+    from shared.config import Settings
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """What a command is for, and where its configuration and its function are; imported when it is chosen."""
 
     help: str
@@ -62,6 +64,8 @@ COMMANDS = {
     ),
     **SERVICES,
 }
+_INTERRUPTED = 130  # as a shell says it of SIGINT
+
 # Which extra brings a module that a role needs.
 _EXTRAS = {
     "ale_py": "atari",
@@ -77,12 +81,23 @@ _EXTRAS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0: fine, 2: the person's mistake; see shared/errors.py)."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        return _failed("interrupted", _INTERRUPTED)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    from shared.errors import SeedrlError
+
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help"):
         print(_usage())
         return 0 if words else 2
     if name == "--version":
+        from importlib.metadata import version
+
         print(f"seedrl {version('seedrl')}")
         return 0
     try:
@@ -96,12 +111,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f"{error.name} is not installed; pip install 'seedrl[{extra}]'", 2)
 
 
-def known_settings() -> tuple[type[Settings], ...]:
+def leave() -> NoReturn:
+    """Runs one command and ends the process, without taking torch apart first: that takes up to a second."""
+    status = main()
+    atexit._run_exitfuncs()  # children of multiprocessing end with it
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads any more
+            stream.flush()
+    os._exit(status)
+
+
+def known_settings() -> "tuple[type[Settings], ...]":
     """All configurations: a preset or the environment may hold settings for any of them."""
     return tuple(_imported(command.config) for command in COMMANDS.values())
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
+    from shared.config import ServiceSettings, secret_values
+    from shared.errors import ConfigurationError
+
     if name not in COMMANDS:
         raise ConfigurationError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
     # Before anything imports grpc, whose core would write lines of its own into the log.
@@ -114,7 +142,6 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     run = _imported(command.run)
     if name not in SERVICES:
         return int(run(config))
-    from shared.config import ServiceSettings
     from shared.runtime import run_service
     from shared.telemetry import configure_logging
 
@@ -151,4 +178,4 @@ def _usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave()

@@ -4,14 +4,12 @@ Knows nothing of runs. Its streams live in the directory: a server started there
 """
 
 import asyncio
-import ctypes
 import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
-import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -20,6 +18,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from services.parent_death import ending_with_this_process
 from shared.bus.connection import connected_bus
 from shared.config import NatsSettings
 from shared.errors import ConfigurationError, ConnectionFailed, RunError
@@ -30,7 +29,6 @@ READY_SECONDS = 15.0
 _LOCK_SECONDS = 5.0
 _END_SECONDS = 5.0
 _POLL_SECONDS = 0.01
-_PR_SET_PDEATHSIG = 1
 _HOST = "127.0.0.1"
 _LINE_START = re.compile(r"^\[\d+\] \S+ \S+ \[\w+\] ")
 
@@ -151,15 +149,6 @@ def _quoted(text: str) -> str:
 async def _started(binary: str, config: Path, log: Path, lock: int) -> asyncio.subprocess.Process:
     for stale in config.parent.glob("*.ports"):
         stale.unlink(missing_ok=True)
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    parent = os.getpid()
-
-    def end_with_parent() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # it died before the call
-                os._exit(1)
-
     with log.open("ab") as output:
         return await asyncio.create_subprocess_exec(
             binary,
@@ -170,7 +159,7 @@ async def _started(binary: str, config: Path, log: Path, lock: int) -> asyncio.s
             stderr=output,
             env={name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)},
             pass_fds=(lock,),
-            preexec_fn=end_with_parent,
+            preexec_fn=ending_with_this_process(),
             start_new_session=True,  # Ctrl-C is for its starter, who ends it last
         )
 

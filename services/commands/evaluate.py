@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 import uvloop
-import yaml
 
 from services.commands.config import EvalConfig
-from services.local.config import CONFIG_FILE
+from services.local.config import CONFIG_FILE, saved_env
 from services.local.process import ChildProcess, seedrl
-from services.local.supervisor import SupervisedService, free_port
+from services.local.supervisor import SupervisedService
 from services.nats_server import embedded_nats
+from shared.addresses import free_port, joined
 from shared.bus.connection import Bus, connected_bus
 from shared.bus.episodes import EpisodeConsumer
 from shared.bus.key_values import create_spec
@@ -102,17 +102,16 @@ async def _played(config: EvalConfig, checkpoint: Checkpoint) -> list[Episode]:
 
 def _players(config: EvalConfig, nats: NatsSettings, run_id: str, logs: Path) -> list[SupervisedService]:
     """An inference service and one actor of the run's own configuration."""
-    env = str(yaml.safe_load((config.run_dir / CONFIG_FILE).read_text())["env"])
+    env = saved_env(config.run_dir)
     common = ["--preset", str(config.run_dir / CONFIG_FILE), "--run-id", run_id, "--log-format", "json"]
-    address = f"127.0.0.1:{free_port()}"
-    host, _, port = address.rpartition(":")
+    host, port = "127.0.0.1", free_port()
     assert nats.nats_token is not None
     environment = {"SEEDRL_NATS_TOKEN": nats.nats_token.get_secret_value()}
-    where = ("--nats-url", nats.nats_url, "--host", host, "--port", port)
+    where = ("--nats-url", nats.nats_url, "--host", host, "--port", str(port))
     inference = seedrl("inference", *common, *where, "--device", config.device)
     seed = [] if config.seed is None else ["--seed", str(config.seed)]
     group = ("--groups", "1", "--group-size", str(min(config.episodes, config.environments)))
-    role = ("--inference-url", address, "--actor-id", "eval", "--role", "eval")
+    role = ("--inference-url", joined(host, port), "--actor-id", "eval", "--role", "eval")
     actor = seedrl("actor", env, *common, *role, *group, *seed)
     return [
         SupervisedService(
@@ -129,10 +128,11 @@ async def _episodes(config: EvalConfig, bus: Bus, players: list[SupervisedServic
     try:
         async with asyncio.timeout(config.timeout):
             await asyncio.wait({playing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()
-        await playing
+            for task in tasks:
+                if task.done() and not playing.done():
+                    task.result()
+                    raise RunError("a player ended before all episodes were played")
+            await playing
     except TimeoutError as error:
         raise RunError(
             f"only {len(shares.episodes)} of {config.episodes} episodes ended in {config.timeout:.0f} s"

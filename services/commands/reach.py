@@ -5,9 +5,8 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
-from services.local.run import read_connection
+from services.local.connection import read_connection
 from shared.config import NatsSettings
-from shared.errors import RunError
 
 
 class Reaching(Protocol):
@@ -21,19 +20,17 @@ class Reaching(Protocol):
 
 
 def reached_run(config: Reaching) -> tuple[NatsSettings, str]:
-    """NATS settings and run id of the run that `config` names. Raises RunError for what is no local run."""
+    """NATS settings and run id of the run that `config` names. Raises RunError when none goes on there."""
     if config.run_dir is None:
         settings = NatsSettings(
             nats_url=config.nats_url, nats_token=config.nats_token, connect_timeout=config.connect_timeout
         )
         return settings, config.run_id
     connection = read_connection(config.run_dir)
-    if connection is None:
-        raise RunError(f"{config.run_dir} is no local run's directory")
-    token = connection["nats_token"]
+    token = connection.nats_token
     settings = NatsSettings(
-        nats_url=str(connection["nats_url"]),
-        nats_token=SecretStr(str(token)) if token else None,
+        nats_url=connection.nats_url,
+        nats_token=SecretStr(token) if token else None,
         connect_timeout=config.connect_timeout,
     )
-    return settings, str(connection["run_id"])
+    return settings, connection.run_id

@@ -1,6 +1,7 @@
 """`seedrl status`: what every service of a run does and waits for."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -22,12 +23,20 @@ def status(config: StatusConfig) -> int:
     if config.as_json:
         print(orjson.dumps(answers).decode())
         return 0
+    found = [(str(answer["service"]), str(answer["id"]), answer["status"]) for answer in answers]
+    found += [("actor", name, actor) for *_, says in found for name, actor in _actors(says)]
     rows = [
-        (f"{answer['service']} {answer['id']}", "running", None, doing(answer["service"], answer["status"]))
-        for answer in sorted(answers, key=lambda answer: str(answer["service"]))
+        {"service": f"{service} {name}", "doing": doing(service, says)}
+        for service, name, says in sorted(found, key=lambda row: row[:2])
     ]
     Console().print(services_table(rows, title=f"run {run_id}"))
     return 0
+
+
+def _actors(status: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """The actors that an inference service sees; they have no connection to NATS themselves."""
+    actors = status.get("actors")
+    return actors.items() if isinstance(actors, dict) else ()
 
 
 async def _answers(config: StatusConfig) -> tuple[str, list[dict[str, Any]]]:

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -12,15 +12,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from services.local.config import CONFIG_FILE, TrainConfig, prepared_run_dir, write_config
+from services.local.config import CONFIG_FILE, TrainConfig, write_config
+from services.local.connection import published_connection
+from services.local.directory import used_directory
 from services.local.display import doing, headline, services_table
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
 from services.local.statuses import StatusBoard, watched_statuses
-from services.local.summary import SUMMARY_FILE, write_summary
+from services.local.summary import SUMMARY_FILE, discarded_before, write_summary
 from shared.bus.connection import connected_bus
 from shared.bus.work_queue import queue_state
 from shared.config import secret_values
+from shared.errors import ConnectionFailed, SeedrlError
 from shared.telemetry import configure_logging
 
 PLAIN_LINE_SECONDS = 5.0
@@ -30,11 +33,21 @@ TABLE_SECONDS = 0.5
 def train(config: TrainConfig) -> int:
     """Runs a whole training; returns the exit status."""
     configure_logging(config.log_level, config.log_format, "supervisor", secrets=secret_values(config))
-    directory = prepared_run_dir(config)
-    write_config(config, directory / CONFIG_FILE)
+    if ":" in config.network:
+        from shared.networks.build import check_network_name  # torch, which nothing else here needs
+
+        check_network_name(config.network)
     console = Console()
-    console.print(f"training {config.env} in {directory}")
-    summary = uvloop.run(_train(config, console))
+    with used_directory(config) as directory:
+        discarded = discarded_before(config)
+        write_config(config, directory / CONFIG_FILE)
+        console.print(f"training {config.env} in {directory}")
+        summary = uvloop.run(_train(config, console, discarded))
+    _tell(console, directory, summary)
+    return 0
+
+
+def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
     returns = summary["mean_return_100"]
     console.print(
         f"{summary['exit_reason']}: {summary['steps']:,} steps in {summary['seconds']:,.0f} s "
@@ -46,30 +59,36 @@ def train(config: TrainConfig) -> int:
     console.print(f"curves:      tensorboard --logdir {directory / 'tensorboard'}", soft_wrap=True)
     console.print(f"checkpoints: {directory / 'checkpoints'}   (seedrl eval {directory})", soft_wrap=True)
     console.print(f"summary:     {directory / SUMMARY_FILE}", soft_wrap=True)
-    return 0
 
 
-async def _train(config: TrainConfig, console: Console) -> dict[str, Any]:
+async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[str, Any]:
+    """Runs it to its end and leaves a summary, also when a service fails for good."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with nats_of_run(config) as nats:
-        run = LocalRun(config, nats)
-        async with connected_bus(
-            nats, run_id=config.run_id, name="supervisor", patient=config.nats_url is None
-        ) as bus:
-            run.write_connection()
-            started = time.monotonic()
-            async with watched_statuses(bus) as board, _shown(console, config, run, board):
-                finished = await run.until_done(stop)
-            reason = board.newest("learner").get("exit_reason") if finished else "interrupted"
-            return write_summary(
-                config,
-                queue=await queue_state(bus),
-                seconds=time.monotonic() - started,
-                discarded_steps=board.total("inference", "discarded_steps"),
-                exit_reason=str(reason),
-            )
+    queue, board = None, None
+    try:
+        async with (
+            nats_of_run(config) as nats,
+            connected_bus(
+                nats, run_id=config.run_id, name="supervisor", patient=config.nats_url is None
+            ) as bus,
+        ):
+            run = LocalRun(config, nats)
+            with published_connection(config.directory, run.connection):
+                async with watched_statuses(bus) as board, _shown(console, config, run, board):
+                    try:
+                        finished = await run.until_done(stop)
+                    finally:
+                        discarded += board.total("inference", "discarded_steps")
+                        with contextlib.suppress(ConnectionFailed):
+                            queue = await queue_state(bus)
+    except SeedrlError as error:
+        if board is not None:  # the services were started
+            write_summary(config, queue=queue, discarded_steps=discarded, exit_reason=f"failed: {error}")
+        raise
+    reason = board.newest("learner").get("exit_reason") if finished else "interrupted"
+    return write_summary(config, queue=queue, discarded_steps=discarded, exit_reason=str(reason))
 
 
 @contextlib.asynccontextmanager
@@ -116,8 +135,14 @@ def _line(config: TrainConfig, board: StatusBoard) -> str:
 
 
 def _table(config: TrainConfig, run: LocalRun, board: StatusBoard) -> Table:
+    actors = board.newest("inference").get("actors") or {}
     rows = [
-        (name, service.state, service.restarts, doing(name, board.newest(name)))
+        {
+            "service": name,
+            "state": service.state,
+            "restarts": service.restarts,
+            "doing": doing("actor", actors[name]) if name in actors else doing(name, board.newest(name)),
+        }
         for name, service in run.services.items()
     ]
     return services_table(rows, title=headline(board.newest("learner"), total_steps=config.total_steps))

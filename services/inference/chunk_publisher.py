@@ -9,6 +9,7 @@ from typing import Self
 
 from services.inference.metrics import InferenceMetrics
 from shared.bus.connection import Bus
+from shared.bus.key_values import LEARNER_LEASE, lease_owner
 from shared.bus.work_queue import publish_chunk
 from shared.errors import ConnectionFailed, QueueFull
 from shared.runtime import in_thread
@@ -19,7 +20,8 @@ from shared.wire.chunks import encode_chunk, slice_rows
 _FIRST_BACKOFF_SECONDS = 0.005
 _LONGEST_BACKOFF_SECONDS = 0.05
 _ENCODERS = 2
-_HOPELESS_SECONDS = 2.0
+_HOPELESS_SECONDS = 2.0  # without progress, while the run has a learner
+_UNREAD_SECONDS = 0.2  # while it has none
 
 log = get_logger(__name__)
 
@@ -76,14 +78,23 @@ class ChunkPublisher:
     async def drain(self, seconds: float) -> None:
         """Waits until everything is published, `seconds` at most; gives up what makes no progress."""
         deadline = asyncio.get_running_loop().time() + seconds
+        patience = _HOPELESS_SECONDS if await self._is_read() else _UNREAD_SECONDS
         while self._running:
             before, left = self._metrics.chunks_published.total, deadline - asyncio.get_running_loop().time()
             done, _ = await asyncio.wait(
-                self._running, timeout=min(left, _HOPELESS_SECONDS), return_when=asyncio.FIRST_COMPLETED
+                self._running, timeout=min(left, patience), return_when=asyncio.FIRST_COMPLETED
             )
             if left <= 0 or (not done and self._metrics.chunks_published.total == before):
                 log.warning("chunks not published", chunks=len(self._running))
                 await self._give_up()
+
+    async def _is_read(self) -> bool:
+        """Whether the run has a learner, as far as can be told."""
+        try:
+            async with asyncio.timeout(_UNREAD_SECONDS):
+                return await lease_owner(self._bus, LEARNER_LEASE) is not None
+        except (ConnectionFailed, TimeoutError):
+            return True
 
     async def _give_up(self) -> None:
         for task in self._running:

@@ -1,6 +1,5 @@
 """The gRPC server: its address, its limits, and the services beside Act (health, reflection)."""
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.inference.servicer import InferenceServicer
 from services.inference.session import FRAMING_BYTES
+from shared.addresses import free_port, joined
 from shared.errors import ConfigurationError
 from shared.telemetry import get_logger
 from shared.wire import inference_pb2 as pb
@@ -66,8 +66,8 @@ async def serving_actors(
 
     Raises ConfigurationError when the address cannot be listened on.
     """
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    _check_address(host, port, address)
+    free_port(host, port)
+    address = joined(host, port)
     server = grpc.aio.server(options=OPTIONS)
     act = grpc.stream_stream_rpc_method_handler(servicer.act)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Act": act}),))
@@ -89,15 +89,3 @@ async def serving_actors(
     finally:
         await health_.servicer.enter_graceful_shutdown()
         await server.stop(_END_SECONDS)
-
-
-def _check_address(host: str, port: int, address: str) -> None:
-    """Raises ConfigurationError with the system's reason, which gRPC writes to stderr and keeps to itself."""
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-            probe.listen()
-    except OSError as error:
-        raise ConfigurationError(f"grpc: cannot listen on {address}: {error.strerror or error}") from error

@@ -23,9 +23,9 @@ from services.inference.streams import Streams
 from shared.bus.connection import Bus, connected_bus
 from shared.bus.control import publish_status, serve_control
 from shared.bus.weights import watch_weights
-from shared.errors import ConfigurationError, RunError
+from shared.errors import RunError
 from shared.http import new_registry, serving_http
-from shared.networks.build import AVAILABLE
+from shared.networks.build import check_network_name
 from shared.networks.precision import resolve_device
 from shared.runtime import run_until_stopped
 from shared.telemetry import Progress, get_logger
@@ -47,7 +47,8 @@ async def run(config: InferenceConfig, *, stop: asyncio.Event) -> None:
     """
     torch.set_num_threads(config.torch_threads)
     keep_freed_memory()
-    _check(config)
+    resolve_device(config.device)
+    check_network_name(config.network)
     progress, metrics = Progress(), InferenceMetrics(new_registry())
     async with (
         connected_bus(config, run_id=config.run_id, name=SERVICE, patient=True) as bus,
@@ -182,13 +183,3 @@ class _Service:
         ended = self._servicer.close(Refusal("unavailable", "the run is over", status="OK"))
         self._over.set()
         return f"ended {ended} streams; stops"
-
-
-def _check(config: InferenceConfig) -> None:
-    """Raises ConfigurationError for what is wrong whatever the run looks like."""
-    resolve_device(config.device)
-    if config.network not in ("auto", *AVAILABLE) and ":" not in config.network:
-        raise ConfigurationError(
-            f"unknown network {config.network!r}; there are auto, {', '.join(AVAILABLE)}, "
-            "or your own as module:Class"
-        )

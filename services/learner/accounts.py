@@ -19,6 +19,7 @@ from services.learner.rows import REASONS, Outcome
 from shared.errors import RunError
 
 ACCOUNTS_FILE = "accounts.json"
+CHECKPOINTS = "checkpoints"
 ACCOUNTS_FORMAT_VERSION = 1
 RETURNS_KEPT = 100
 
@@ -177,6 +178,11 @@ _PLAIN = (
     "episodes",
     "earlier_queues",
 )
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether `run_dir` holds a journal or a checkpoint."""
+    return (run_dir / ACCOUNTS_FILE).exists() or any((run_dir / CHECKPOINTS).glob("checkpoint-*"))
 
 
 def load_accounts(run_dir: Path) -> Accounts:

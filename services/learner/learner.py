@@ -7,26 +7,25 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from services.learner.accounts import load_accounts, write_accounts
+from services.learner.accounts import has_begun, load_accounts, write_accounts
 from services.learner.config import LearnerConfig
 from services.learner.feeding import Feeder
 from services.learner.housekeeping import Housekeeping
 from services.learner.publishing import Snapshot, WeightsPublisher
 from services.learner.report import Report
 from services.learner.rows import RowQueue
-from services.learner.session import Session, check_settings, has_begun
+from services.learner.session import Session, check_settings
 from services.learner.settling import Bookkeeper
 from services.learner.training import warm_up
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
-from shared.bus.key_values import held_lease, wait_for_spec
+from shared.bus.key_values import LEARNER_LEASE, held_lease, wait_for_spec
 from shared.bus.work_queue import QueueConsumer, is_queued, queue_state
 from shared.errors import RunError
 from shared.runtime import in_thread
 from shared.specs import RunSpec
 from shared.telemetry import Progress, get_logger
 
-LEASE = "learner"
 _WAIT_SECONDS = 0.5  # for a batch, before the next heartbeat
 
 log = get_logger(__name__)
@@ -80,7 +79,7 @@ class Learner:
         with self._threads:
             self._training.submit(warm_up)  # while lease and spec are waited for
             self._report.awaited = ["the lease of the run's learner"]
-            async with held_lease(self._bus, LEASE, self._owner):
+            async with held_lease(self._bus, LEARNER_LEASE, self._owner):
                 self._report.awaited = ["the run's spec, which the first actor's environment decides"]
                 spec = await wait_for_spec(self._bus)
                 check_settings(self._config, spec)
@@ -91,7 +90,7 @@ class Learner:
     async def _restored(self, spec: RunSpec) -> Session:
         """The session; the report's accounts are then what queue, journal and checkpoint together say."""
         config, bus = self._config, self._bus
-        known = has_begun(config)
+        known = has_begun(config.directory)
         accounts = load_accounts(config.directory)
         session = await in_thread(partial(Session, config, spec, accounts), self._training)
         queued = [seq for seq in accounts.pending if await bus.persistently(partial(is_queued, bus, seq))]

@@ -17,6 +17,7 @@ from shared.bus.beside import beside
 from shared.bus.connection import connected_bus
 from shared.bus.control import publish_status, serve_control
 from shared.http import new_registry, serving_http
+from shared.networks.build import check_network_name
 from shared.telemetry import Progress
 
 SERVICE = "learner"
@@ -33,6 +34,7 @@ async def run(config: LearnerConfig, *, stop: asyncio.Event) -> None:
     when the run has a learner already; TrainingDiverged when a loss or gradient is not finite.
     """
     torch.set_num_threads(config.torch_threads)
+    check_network_name(config.network)
     check_run_dir(config)
     report, progress, registry = Report(nats=config.nats_url), Progress(), new_registry()
     registry.register(LearnerMetrics(report))

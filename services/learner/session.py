@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from services.learner.accounts import ACCOUNTS_FILE, Accounts
+from services.learner.accounts import CHECKPOINTS, Accounts, has_begun
 from services.learner.batches import TrainingBatch
 from services.learner.config import LearnerConfig
 from services.learner.intake import StateLayout
@@ -19,8 +19,6 @@ from shared.specs import RunSpec
 from shared.telemetry import get_logger
 
 log = get_logger(__name__)
-
-CHECKPOINTS = "checkpoints"
 
 
 def check_settings(config: LearnerConfig, spec: RunSpec) -> None:
@@ -39,14 +37,8 @@ def check_run_dir(config: LearnerConfig) -> None:
         probe.unlink()
     except OSError as error:
         raise RunError(f"cannot write run directory {directory}: {error.strerror}") from error
-    if has_begun(config) and not config.resume:
+    if has_begun(directory) and not config.resume:
         raise RunError(f"{directory} holds a run; give --resume to go on with it, or another --run-dir")
-
-
-def has_begun(config: LearnerConfig) -> bool:
-    """Whether the run directory holds a journal or a checkpoint."""
-    directory = config.directory
-    return (directory / ACCOUNTS_FILE).exists() or any((directory / CHECKPOINTS).glob("checkpoint-*"))
 
 
 class Session:

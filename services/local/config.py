@@ -14,6 +14,7 @@ from pydantic_settings import CliSuppress
 from services.actor.config import ActorConfig
 from services.inference.config import InferenceConfig
 from services.learner.config import LearnerConfig
+from services.local.reading import reading
 from shared.config import Settings, load
 from shared.errors import RunError
 
@@ -54,12 +55,12 @@ class TrainConfig(LearnerConfig, InferenceConfig, ActorConfig):
     @model_validator(mode="before")
     @classmethod
     def _run_id_follows_the_directory(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """A run is called after its directory unless it was given a name."""
-        if "run_id" in values and values["run_id"] != "default":
-            return values
+        """Every run has a directory, and is called after it unless it was given a name."""
+        if values.get("resume") and not values.get("run_dir"):
+            raise ValueError("--resume wants --run-dir")
         run_dir = Path(values.get("run_dir") or _new_run_dir(str(values.get("env", "run"))))
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.name).strip("-")[:48] or "run"
-        return {**values, "run_dir": run_dir, "run_id": f"{name}-{secrets.token_hex(3)}"}
+        return {"run_id": f"{name}-{secrets.token_hex(3)}", **values, "run_dir": run_dir}
 
     @classmethod
     def loaded(cls, arguments: Sequence[str], *, prog: str, known: Iterable[type[Settings]]) -> Self:
@@ -75,11 +76,13 @@ class TrainConfig(LearnerConfig, InferenceConfig, ActorConfig):
     def _resumed(
         cls, config: Self, arguments: Sequence[str], *, prog: str, known: Iterable[type[Settings]]
     ) -> Self:
-        if "run_dir" not in config.model_fields_set or config.preset is not None:
-            raise RunError("--resume wants --run-dir, and no --preset: the run has its own configuration")
-        saved = prepared_run_dir(config) / CONFIG_FILE
+        if config.preset is not None:
+            raise RunError("--resume wants no --preset: the run has its own configuration")
+        saved = config.directory / CONFIG_FILE
+        if not saved.is_file():
+            raise RunError(f"cannot resume {config.directory}: it holds no run ({CONFIG_FILE} is missing)")
         resumed = load(cls, arguments, prog=prog, known=known, preset_name=str(saved))
-        was = (yaml.safe_load(saved.read_text()) or {}).get("env")
+        was = saved_env(config.directory)
         if resumed.env != was:
             raise RunError(f"cannot resume {config.directory} with {resumed.env}: its environment is {was}")
         return resumed
@@ -91,23 +94,11 @@ class TrainConfig(LearnerConfig, InferenceConfig, ActorConfig):
         return self.run_dir
 
 
-def prepared_run_dir(config: TrainConfig) -> Path:
-    """Creates the run directory, or checks that it holds the run to resume. Raises RunError."""
-    directory = config.directory
-    if config.resume:
-        if not (directory / CONFIG_FILE).is_file():
-            raise RunError(f"cannot resume {directory}: it holds no run ({CONFIG_FILE} is missing)")
-        return directory
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise RunError(f"run directory {directory} is not empty; give another one, or --resume")
-        probe = directory / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RunError(f"cannot write run directory {directory}: {error.strerror}") from error
-    return directory
+def saved_env(run_dir: Path) -> str:
+    """The environment of the run in `run_dir`. Raises RunError when its configuration does not say it."""
+    path = run_dir / CONFIG_FILE
+    with reading(path):
+        return str(yaml.safe_load(path.read_text())["env"])
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

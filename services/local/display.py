@@ -25,13 +25,13 @@ def headline(learner: Status, *, total_steps: int) -> str:
     return "  ".join(parts)
 
 
-def services_table(rows: Sequence[tuple[str, str, int | None, str]], *, title: str) -> Table:
-    """A row per service: name, state, restarts, what it does or waits for."""
+def services_table(rows: Sequence[Mapping[str, object]], *, title: str) -> Table:
+    """A row per service; the columns are those of the first."""
     table = Table(title=title, title_justify="left", expand=False, pad_edge=False)
-    for column in ("service", "state", "restarts", "doing"):
+    for column in rows[0]:
         table.add_column(column, overflow="fold")
-    for name, state, restarts, doing in rows:
-        table.add_row(name, state, "" if restarts is None else str(restarts), doing)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
     return table
 
 
@@ -46,6 +46,8 @@ def doing(service: str, status: Status) -> str:
         speed = status.get("steps_per_second") or 0
         paused = ", paused" if status.get("paused") else ""
         return f"{len(streams)} streams, {environments} environments, {speed:,.0f} steps/s{paused}"
+    if service == "actor":  # as inference sees it
+        return f"{status['groups']} groups, {status['environments']} environments, {status['steps']:,} steps"
     if service == "learner":
         return (
             f"{status.get('updates_per_second') or 0:,.1f} updates/s, "

@@ -2,16 +2,16 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from services.parent_death import ending_with_this_process
 from shared.presets import ENV_PREFIX
 
-_PR_SET_PDEATHSIG = 1
+_SAYS = "seedrl: "  # before what a command says to a person
 
 
 def seedrl(*words: str) -> list[str]:
@@ -27,7 +27,7 @@ class ChildProcess:
     ) -> None:
         self.name = name
         self.log = log
-        self._command = command  # asked at every start
+        self.command = command  # asked at every start
         # What the person set is in the run's configuration already; set again it would win over it.
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
         self._environment = {**inherited, **environment}
@@ -44,13 +44,13 @@ class ChildProcess:
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command(),
+                *self.command(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=self._environment,
                 start_new_session=True,  # so that Ctrl-C reaches the supervisor alone
-                preexec_fn=_die_with_parent,
+                preexec_fn=ending_with_this_process(),
             )
 
     async def wait(self) -> int:
@@ -73,21 +73,16 @@ class ChildProcess:
             await self._process.wait()
 
     def last_words(self) -> str:
-        """The last line this start of the process wrote, without the `seedrl:` before it."""
+        """What this start of the process said last of itself; nothing when a signal ended it."""
+        if self._process is None or (self._process.returncode or 0) < 0:
+            return ""
         with contextlib.suppress(OSError), self.log.open("rb") as log:
             log.seek(max(self._log_start, self.log.stat().st_size - 65536))
-            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-            spoken = [line for line in lines if line.startswith("seedrl: ")]
-            if spoken or lines:
-                return (spoken or lines)[-1].removeprefix("seedrl: ")
+            lines = log.read().decode(errors="replace").splitlines()
+            return next((line[len(_SAYS) :] for line in reversed(lines) if line.startswith(_SAYS)), "")
         return ""
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -3,16 +3,14 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import orjson
-
+from services.learner.accounts import has_begun
 from services.local.config import CONFIG_FILE, TrainConfig
+from services.local.connection import Connection
 from services.local.process import ChildProcess, seedrl
-from services.local.supervisor import SupervisedService, free_port
+from services.local.supervisor import SupervisedService
+from shared.addresses import free_port, joined
 from shared.config import NatsSettings
-
-CONNECTION_FILE = "connection.json"
 
 # glibc gives large activations back to the kernel after every step; keeping them is up to twice as fast.
 _KEEP_MEMORY = {
@@ -28,7 +26,8 @@ class LocalRun:
     def __init__(self, config: TrainConfig, nats: NatsSettings) -> None:
         self.config = config
         self.nats = nats
-        self.inference_url = f"{_reachable(config.host)}:{config.port or free_port(config.host)}"
+        self._port = free_port(config.host, config.port)
+        self.inference_url = joined(_reachable(config.host), self._port)
         self.services = {
             "inference": self._service("inference", self._inference_command),
             "learner": self._service("learner", self._learner_command, _KEEP_MEMORY),
@@ -69,19 +68,17 @@ class LocalRun:
         for name in ("inference", "learner"):
             await self.services[name].end(grace_seconds=grace)
 
-    def write_connection(self) -> None:
-        """Leaves word for other commands how to reach this run; only the owner may read it."""
+    @property
+    def connection(self) -> Connection:
+        """How other commands reach this run."""
         token = self.nats.nats_token
-        content = {
-            "inference_url": self.inference_url,
-            "nats_token": token.get_secret_value() if token else None,
-            "nats_url": self.nats.nats_url,
-            "pid": os.getpid(),
-            "run_id": self.config.run_id,
-        }
-        path = self.config.directory / CONNECTION_FILE
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+        return Connection(
+            inference_url=self.inference_url,
+            nats_token=token.get_secret_value() if token else None,
+            nats_url=self.nats.nats_url,
+            pid=os.getpid(),
+            run_id=self.config.run_id,
+        )
 
     def _service(
         self, name: str, command: Callable[[], Sequence[str]], environment: dict[str, str] | None = None
@@ -101,16 +98,12 @@ class LocalRun:
         return ["--preset", str(self.config.directory / CONFIG_FILE), "--log-format", "json"]
 
     def _inference_command(self) -> list[str]:
-        host, _, port = self.inference_url.rpartition(":")
-        where = ["--host", self.config.host or host, "--port", port]
+        where = ["--host", self.config.host, "--port", str(self._port)]
         return seedrl("inference", *self._common(), *where, "--nats-url", self.nats.nats_url)
 
     def _learner_command(self) -> list[str]:
         directory = self.config.directory
-        begun = (directory / "accounts.json").exists() or any(
-            (directory / "checkpoints").glob("checkpoint-*")
-        )
-        resume = ["--resume"] if begun else []
+        resume = ["--resume"] if has_begun(directory) else []
         run_dir = ["--run-dir", str(directory), *resume]
         return seedrl("learner", *self._common(), *run_dir, "--nats-url", self.nats.nats_url)
 
@@ -121,10 +114,4 @@ class LocalRun:
 
 
 def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
-
-
-def read_connection(run_dir: Path) -> dict[str, str | int | None] | None:
-    """What `write_connection` left, or None when `run_dir` has none."""
-    path = run_dir / CONNECTION_FILE
-    return orjson.loads(path.read_bytes()) if path.is_file() else None
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host

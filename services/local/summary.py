@@ -1,13 +1,13 @@
 """summary.json: what a finished run did, from the learner's accounts and the queue's own numbers."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from services.learner.accounts import load_accounts, summary
 from services.local.config import TrainConfig
+from services.local.reading import reading
 from shared.bus.work_queue import QueueState
 
 SUMMARY_FILE = "summary.json"
@@ -22,27 +22,36 @@ def frame_skip(config: TrainConfig) -> int:
 
 
 def write_summary(
-    config: TrainConfig, *, queue: QueueState, seconds: float, discarded_steps: int, exit_reason: str
+    config: TrainConfig, *, queue: QueueState | None, discarded_steps: int, exit_reason: str
 ) -> dict[str, Any]:
-    """Writes summary.json and returns its content. A resumed run's seconds and discarded steps add up."""
-    path = config.directory / SUMMARY_FILE
-    before = read_summary(path) if config.resume else {}
-    seconds += float(before.get("seconds", 0.0))
-    known = summary(load_accounts(config.directory), queue)
+    """Writes summary.json and returns its content.
+
+    queue: None when NATS did not say; what was published and is queued is then null. The seconds are those
+    of training, which the accounts count over all parts of a run; discarded_steps must be of all, too.
+    """
+    accounts = load_accounts(config.directory)
+    known = summary(accounts, queue or QueueState(0, 0))
+    if queue is None:
+        known["chunks"] |= {"published": None, "queued": None}
     content = {
         **known,
-        "frames": known["steps"] * frame_skip(config),
-        "seconds": round(seconds, 3),
-        "steps_per_second": round(known["steps"] / seconds, 1) if seconds > 0 else 0.0,
-        "discarded_steps": discarded_steps + int(before.get("discarded_steps", 0)),
+        "frames": accounts.steps * frame_skip(config),
+        "seconds": round(accounts.seconds, 3),
+        "steps_per_second": round(accounts.steps / accounts.seconds, 1) if accounts.seconds else 0.0,
+        "discarded_steps": discarded_steps,
         "exit_reason": exit_reason,
     }
+    path = config.directory / SUMMARY_FILE
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     os.replace(temporary, path)
     return content
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """What an earlier part of the run left; empty when it left nothing."""
-    return dict(orjson.loads(path.read_bytes())) if path.is_file() else {}
+def discarded_before(config: TrainConfig) -> int:
+    """Steps discarded in the earlier parts of a resumed run. Raises RunError for a damaged summary."""
+    path = config.directory / SUMMARY_FILE
+    if not (config.resume and path.is_file()):
+        return 0
+    with reading(path):
+        return int(orjson.loads(path.read_bytes())["discarded_steps"])

@@ -1,7 +1,7 @@
 """Keeps the services of one run alive until the learner is done; knows processes, not their work."""
 
 import asyncio
-import socket
+import contextlib
 import time
 from dataclasses import dataclass, field
 
@@ -50,21 +50,24 @@ class SupervisedService:
         self.restarts = 0
         self.state = "starting"
         self._policy = RestartPolicy()
-        self._ending = False
+        self._starting = asyncio.Lock()
+        self._ending = asyncio.Event()
 
     async def run_until_done(self) -> None:
         """Runs it, again after each crash, until it exits with 0 or `end` is called. Raises ServiceFailed."""
-        while not self._ending:
-            await self.process.start()
+        while not self._ending.is_set():
+            async with self._starting:
+                await self.process.start()
             self.state = "running"
             status = await self.process.wait()
-            if status == 0 or self._ending:
+            if status == 0 or self._ending.is_set():
                 self.state = "done"
                 return
             await self._recover(status)
 
     async def _recover(self, status: int) -> None:
-        name, words = self.process.name, self.process.last_words()
+        name = self.process.name
+        words = self.process.last_words() or f"see {self.process.log}"
         if status in FINAL_STATUSES:
             raise ServiceFailed(f"{name}: {words}", status)
         delay = self._policy.delay_after_crash(time.monotonic())
@@ -74,18 +77,14 @@ class SupervisedService:
         self.state = "restarting"
         self.restarts += 1
         log.warning("service died; starting it again", service=name, ended_by=how, last_words=words)
-        await asyncio.sleep(delay)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), delay)
 
     async def end(self, *, grace_seconds: float) -> None:
         """Asks the process to drain and exit; kills it after `grace_seconds`."""
-        self._ending = True
+        self._ending.set()
+        async with self._starting:  # what is being started now is ended, too
+            pass
         self.process.terminate()
         await self.process.ended(within=grace_seconds)
         self.state = "done"
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port on `host` that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

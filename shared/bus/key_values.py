@@ -9,7 +9,7 @@ import orjson
 import structlog
 from nats.errors import Error
 from nats.js import api
-from nats.js.errors import BadRequestError, KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.errors import BadRequestError, BucketNotFoundError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
 from shared.bus.beside import beside
@@ -19,6 +19,7 @@ from shared.bus.trouble import STREAM_NAME_IN_USE, refusal, trouble
 from shared.errors import ConnectionFailed, Refused
 from shared.specs import RunSpec
 
+LEARNER_LEASE = "learner"
 LEASE_SECONDS = 5.0
 _SPEC_KEY = "spec"
 _RELEASE_SECONDS = 1.0
@@ -84,6 +85,15 @@ async def held_lease(bus: Bus, name: str, owner: str, *, ttl: float = LEASE_SECO
             yield
     finally:
         await lease.release()
+
+
+async def lease_owner(bus: Bus, name: str) -> str | None:
+    """Who holds the run's lease `name`, in words; None when it is free. Raises ConnectionFailed."""
+    with trouble(f"the lease {name!r} of run {bus.run_id}"), suppress(BucketNotFoundError, KeyNotFoundError):
+        bucket = await bus.js.key_value(bus.subjects.leases_bucket)
+        entry = await bucket.get(name)
+        return str(orjson.loads(entry.value or b"{}").get("owner"))
+    return None
 
 
 class _Lease:

@@ -46,6 +46,12 @@ def build_network(spec: RunSpec) -> Network:
     return cast(Network, network)
 
 
+def check_network_name(name: str) -> None:
+    """Raises ConfigurationError for an unknown name, module or class, and for a class that is no network."""
+    if name != "auto" and name not in _NETWORKS:
+        _imported(name)
+
+
 def resolved_network(name: str, environment: EnvironmentSpec) -> str:
     """`name`, or what `auto` stands for: impala_shallow for an image that it can take, else mlp."""
     if name != "auto":

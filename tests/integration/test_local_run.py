@@ -1,8 +1,10 @@
 """`seedrl train` as a person runs it: whole, interrupted, resumed, watched, joined, killed in parts."""
 
+import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +15,7 @@ import orjson
 import pytest
 
 from shared.policy import load_policy
-from tests.support.commands import command, environment, seedrl
+from tests.support.commands import command, environment, one_clear_line, seedrl
 from tests.support.local_run import assert_exact, training
 from tests.support.promtool import assert_clean_metrics
 
@@ -70,14 +72,61 @@ def test_an_interrupted_run_saves_exits_with_0_and_can_be_resumed(tmp_path: Path
     assert_exact(second)
 
 
+def test_a_run_in_progress_is_not_resumed_and_not_written_to(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with training(*CARTPOLE, directory=directory, cwd=tmp_path) as run:
+        run.until_steps(500)
+        before = (directory / "config.yaml").read_bytes()
+        words = ("train", "CartPole-v1", "--run-dir", directory, "--resume", "--learning-rate", "0.5")
+        second = seedrl(*words, cwd=tmp_path)
+        assert "is in use by another seedrl train" in one_clear_line(second)
+        assert (directory / "config.yaml").read_bytes() == before
+        run.end()
+    assert run.summary()["exit_reason"] == "interrupted"
+
+
+def test_a_service_that_fails_for_good_leaves_a_summary(tmp_path: Path) -> None:
+    with training(*CARTPOLE, "--learning-rate", "1e30", directory=tmp_path / "run", cwd=tmp_path) as run:
+        _, said = run.process.communicate(timeout=120)
+    assert run.process.returncode == 5, said
+    assert "seedrl: learner: training diverged" in said
+    summary = run.summary()
+    assert summary["exit_reason"].startswith("failed: learner: training diverged")
+    assert summary["steps"] > 0
+    assert_exact(summary)
+    assert not run.connection()
+
+
+def test_a_run_whose_nats_server_keeps_dying_ends_with_a_summary(tmp_path: Path) -> None:
+    with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_steps(500)
+        binary = str(Path(sys.executable).with_name("nats-server"))
+        killed: set[int] = set()
+        while run.process.poll() is None:
+            with contextlib.suppress(AssertionError, ProcessLookupError):
+                server = run.pid(binary)
+                if server not in killed:
+                    os.kill(server, signal.SIGKILL)
+                    killed.add(server)
+            time.sleep(0.02)  # polls processes; nothing to await
+        _, said = run.process.communicate()
+    assert run.process.returncode in (1, 2)
+    assert len([line for line in said.splitlines() if line.startswith("seedrl: nats-server")]) == 1
+    summary = run.summary()
+    assert summary["exit_reason"].startswith("failed: nats-server")
+    assert summary["steps"] >= 500
+    assert not run.connection()
+
+
 def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with training(*CARTPOLE, directory=directory, cwd=tmp_path) as run:
         run.until_steps(1000)
         status = seedrl("status", directory, cwd=tmp_path)
         assert status.returncode == 0, status.stderr
-        assert "inference" in status.stdout
-        assert "learner" in status.stdout
+        for row in ("inference", "learner", "actor actor-0", "2 groups, 16 environments"):
+            assert row in status.stdout
+        assert "restarts" not in status.stdout
 
         assert seedrl("control", "pause", directory, cwd=tmp_path).returncode == 0
         # What was on its way when the actions stopped is consumed while a checkpoint is written.

@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 
+import orjson
 import pytest
 
 from services.nats_server import NatsServer
@@ -25,6 +26,11 @@ from tests.support.commands import one_clear_line, seedrl
         (["train", "Pendulum-v1"], "Box"),
         (["train", "CartPole-v1", "--run-dir", "/proc/nothing"], "/proc/nothing"),
         (["train", "CartPole-v1", "--run-dir", "nothing-here", "--resume"], "nothing-here"),
+        (["train", "CartPole-v1", "--resume"], "--resume wants --run-dir"),
+        (["train", "CartPole-v1", "--run-id", "a b"], "--run-id"),
+        (["train", "CartPole-v1", "--host", "nowhere.invalid"], "cannot listen on nowhere.invalid"),
+        (["learner", "--network", "no_such_module:Net"], "no module no_such_module"),
+        (["inference", "--network", "no_such_module:Net"], "no module no_such_module"),
         (["eval", "nothing-here"], "nothing-here"),
         (["status", "nothing-here"], "nothing-here"),
         (["control", "explode", "nothing-here"], "explode"),
@@ -57,6 +63,43 @@ def test_a_run_directory_that_is_in_use_is_not_written_to(tmp_path: Path) -> Non
     (tmp_path / "run" / "thesis.txt").write_text("precious")
     line = one_clear_line(seedrl("train", "CartPole-v1", "--run-dir", "run", cwd=tmp_path))
     assert "not empty" in line
+
+
+def test_a_failed_start_does_not_use_up_its_directory(tmp_path: Path) -> None:
+    words = ("train", "NoSuch-v0", "--run-dir", "run")
+    for _ in range(2):
+        assert "NoSuch" in one_clear_line(seedrl(*words, cwd=tmp_path))
+    summary = orjson.loads((tmp_path / "run" / "summary.json").read_bytes())
+    assert summary["exit_reason"].startswith("failed: actor-0: ")
+    assert "no run goes on" in one_clear_line(seedrl("status", "run", cwd=tmp_path))
+
+
+def test_training_with_a_network_that_cannot_be_imported_ends_before_anything_starts(tmp_path: Path) -> None:
+    result = seedrl("train", "CartPole-v1", "--network", "no.mod:Net", "--run-dir", "run", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "network no.mod:Net: there is no module no" in one_clear_line(result)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_at_a_port_in_use_ends_before_a_service_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = seedrl("train", "CartPole-v1", "--port", port, "--run-dir", "run", cwd=tmp_path)
+    assert result.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in one_clear_line(result)
+    assert not list(tmp_path.glob("run/logs/*.log"))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "connection.json"])
+def test_a_damaged_file_of_a_run_is_named(name: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("env: CartPole-v1\n")
+    (run / name).write_text("{")
+    words = {"config.yaml": ["train", "CartPole-v1", "--resume", "--run-dir"], "connection.json": ["status"]}
+    line = one_clear_line(seedrl(*words[name], run, cwd=tmp_path))
+    assert name in line
+    assert "not YAML" in line or "is damaged" in line
 
 
 @pytest.mark.parametrize("option", ["--port", "--http-port"])

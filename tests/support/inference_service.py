@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.inference.config import InferenceConfig
 from services.inference.service import run
-from services.local.supervisor import free_port
+from shared.addresses import free_port
 from shared.bus.connection import Bus
 from shared.bus.weights import publish_weights
 from shared.bus.work_queue import QueueConsumer

@@ -3,6 +3,7 @@
 import asyncio
 
 from shared.bus.control import collect_statuses
+from shared.bus.key_values import LEARNER_LEASE, held_lease
 from shared.bus.work_queue import queue_state
 from tests.support.counting_group import CountingGroup, counting_spec
 from tests.support.inference_service import (
@@ -130,12 +131,28 @@ async def test_a_service_that_ends_does_not_wait_for_a_learner_that_is_gone(nats
         (await withheld(service, actor)).cancel()
         statuses = asyncio.create_task(collect_statuses(learner.bus, 4.0))
         service.stop.set()
-        await asyncio.wait_for(service.task, 5)  # of 60 s of grace
+        await asyncio.wait_for(service.task, 1.8)  # of 60 s of grace
         assert (await queue_state(learner.bus)).last_sequence == 3
         chunks = await learner.check_chunks(3, actor.group)
         assert sum(chunk.steps for chunk in chunks) == actor.group.environment_steps(0, 3 * UNROLL)
         lost = actor.group.environment_steps(3 * UNROLL, 5 * UNROLL)
         assert [status["discarded_steps"] for status in await statuses] == [lost]
+
+
+async def test_a_service_that_ends_waits_for_a_learner_that_is_busy(nats: NatsRun) -> None:
+    async with (
+        running_inference(nats, grace_seconds=60.0, **THREE_MESSAGES) as service,
+        learner_side(nats, SPEC) as learner,
+        held_lease(learner.bus, LEARNER_LEASE, "the test"),
+    ):
+        await learner.publish()
+        actor = await service.joined(CountingGroup(2))
+        (await withheld(service, actor)).cancel()
+        service.stop.set()
+        await asyncio.wait([service.task], timeout=1.0)
+        assert not service.task.done()
+        await learner.check_chunks(5, actor.group)
+        await asyncio.wait_for(service.task, 5)
 
 
 async def test_finished_chunks_of_a_stream_that_died_still_leave(nats: NatsRun) -> None:

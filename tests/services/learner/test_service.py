@@ -9,7 +9,7 @@ from services.learner.accounts import load_accounts
 from services.learner.batches import staged
 from services.learner.rows import Slice
 from services.learner.training import VTraceTrainer
-from services.local.supervisor import free_port
+from shared.addresses import free_port
 from shared.bus.control import collect_statuses, request_control
 from shared.bus.episodes import publish_episodes
 from shared.bus.weights import WeightsReader

@@ -1,16 +1,15 @@
 """The supervisor: what it starts again, what it gives up, and how its children end."""
 
 import asyncio
-import os
-import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from services.local.process import ChildProcess
 from services.local.supervisor import RestartPolicy, ServiceFailed, SupervisedService
+from tests.support.waiting import eventually
 
 
 def child(tmp_path: Path, code: str, **environment: str) -> ChildProcess:
@@ -62,45 +61,24 @@ async def test_a_service_is_ended_by_sigterm_and_killed_after_the_grace_period(t
     assert service.state == "done"
 
 
-async def test_settings_of_the_persons_environment_do_not_reach_a_child(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SEEDRL_SEED", "1")
-    process = child(
-        tmp_path,
-        "import os; print('seed', os.environ.get('SEEDRL_SEED'), os.environ['SEEDRL_X'])",
-        SEEDRL_X="2",
-    )
-    await process.start()
-    assert await process.wait() == 0
-    assert process.last_words() == "seed None 2"
+async def test_a_service_that_is_just_being_started_is_ended_too(tmp_path: Path) -> None:
+    service = SupervisedService(child(tmp_path, "import time; time.sleep(60)"))
+    running = asyncio.create_task(service.run_until_done())
+    await asyncio.sleep(0)  # it has begun to start
+    await asyncio.wait_for(service.end(grace_seconds=5), 10)
+    await asyncio.wait_for(running, 10)
+    assert service.process.pid is None
 
 
-def test_children_end_with_their_supervisor(tmp_path: Path) -> None:
-    code = f"""
-import asyncio, sys
-from pathlib import Path
-from services.local.process import ChildProcess
-async def main():
-    command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    log = Path({str(tmp_path)!r}) / "log"
-    process = ChildProcess("c", lambda: command, environment={{}}, log=log)
-    await process.start()
-    print(process.pid, flush=True)
-    await asyncio.sleep(60)
-asyncio.run(main())
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as supervisor:
-        assert supervisor.stdout is not None
-        pid = int(supervisor.stdout.readline())
-        supervisor.send_signal(signal.SIGKILL)
-        supervisor.wait(10)
-    descriptor = None
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    import select
+async def test_a_service_that_waits_to_be_started_again_ends_at_once(tmp_path: Path) -> None:
+    service = SupervisedService(child(tmp_path, "import os; os._exit(9)"))
+    service._policy = RestartPolicy(crashes=[time.monotonic()] * 4)  # the next wait is 3.2 s
+    running = asyncio.create_task(service.run_until_done())
+    await eventually(lambda: service.state == "restarting", 20)
+    await asyncio.wait_for(service.end(grace_seconds=5), 2)
+    await asyncio.wait_for(running, 2)
 
-    assert select.select([descriptor], [], [], 10)[0], "the child outlived its supervisor"
-    os.close(descriptor)
+
+async def test_a_service_that_said_nothing_is_reported_with_its_log(tmp_path: Path) -> None:
+    with pytest.raises(ServiceFailed, match=r"child: see .*/child\.log"):
+        await SupervisedService(child(tmp_path, "print('noise'); raise SystemExit(2)")).run_until_done()

@@ -7,7 +7,7 @@ import pytest
 from nats.js.errors import KeyNotFoundError
 
 from shared.bus.connection import Bus
-from shared.bus.key_values import create_spec, held_lease, wait_for_spec
+from shared.bus.key_values import create_spec, held_lease, lease_owner, wait_for_spec
 from shared.bus.streams import run_bucket
 from shared.errors import ConfigurationError, ConnectionFailed, Refused
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
@@ -104,6 +104,15 @@ async def test_a_lease_that_was_given_up_is_free_at_once(nats: NatsRun) -> None:
             async with held_lease(each, "learner", "x", ttl=60):
                 pass
             assert time.monotonic() - started < 1
+
+
+async def test_who_holds_a_lease_can_be_asked(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        assert await lease_owner(bus, "learner") is None
+        async with held_lease(bus, "learner", "host-1"):
+            assert await lease_owner(bus, "learner") == "host-1"
+            assert await lease_owner(bus, "other") is None
+        assert await lease_owner(bus, "learner") is None
 
 
 async def test_the_lease_of_a_killed_holder_goes_to_the_next_in_time(nats: NatsRun) -> None:

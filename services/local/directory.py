@@ -1,0 +1,67 @@
+"""The run directory: which one may be used, and that one `seedrl train` at a time uses it."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.learner.accounts import Accounts, has_begun, load_accounts
+from services.local.config import CONFIG_FILE, TrainConfig
+from shared.errors import RunError
+
+_LOCK_FILE = "lock"
+# What a run leaves that ended before it trained; nobody misses it when the directory is used again.
+_OF_A_FAILED_START = frozenset(
+    {CONFIG_FILE, _LOCK_FILE, "checkpoints", "connection.json", "logs", "nats", "summary.json", "tensorboard"}
+)
+
+
+@contextlib.contextmanager
+def used_directory(config: TrainConfig) -> Iterator[Path]:
+    """The run directory, made where missing, in use by this process alone during the block.
+
+    Raises RunError when it cannot be written or used, or when there is nothing left to resume.
+    """
+    directory = config.directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not config.resume:
+            _check_unused(directory)
+        lock = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise RunError(f"cannot write run directory {directory}: {error.strerror}") from error
+    try:
+        _take(lock, directory)
+        if config.resume:
+            _check_unfinished(config, load_accounts(directory))
+        yield directory
+    finally:
+        os.close(lock)
+
+
+def _check_unused(directory: Path) -> None:
+    names = {path.name for path in directory.iterdir()}
+    is_ours = CONFIG_FILE in names or names <= {_LOCK_FILE}
+    if names - _OF_A_FAILED_START or not is_ours or has_begun(directory):
+        raise RunError(f"run directory {directory} is not empty; give another one, or --resume")
+
+
+def _take(lock: int, directory: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"run directory {directory} is in use by another seedrl train") from None
+
+
+def _check_unfinished(config: TrainConfig, accounts: Accounts) -> None:
+    if accounts.steps >= config.total_steps:
+        raise RunError(
+            f"{config.directory} has trained for {accounts.steps:,} steps already; to go on, "
+            f"give more --total-steps than that (now {config.total_steps:,})"
+        )
+    if 0 < config.max_seconds <= accounts.seconds:
+        raise RunError(
+            f"{config.directory} has trained for {accounts.seconds:,.0f} s already; to go on, "
+            f"give more --max-seconds than that (now {config.max_seconds:g})"
+        )

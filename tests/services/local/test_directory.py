@@ -1,0 +1,81 @@
+"""Which directory a run may use, and that one run at a time uses it."""
+
+from pathlib import Path
+
+import pytest
+
+from services.learner.accounts import Accounts, write_accounts
+from services.local.config import TrainConfig
+from services.local.directory import used_directory
+from shared.errors import RunError
+
+
+def config(directory: Path, *, resume: bool = False, **settings: float) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {"env": "CartPole-v1", "run_dir": directory, "resume": resume, **settings}
+    )
+
+
+def use(directory: Path, *, resume: bool = False, **settings: float) -> None:
+    with used_directory(config(directory, resume=resume, **settings)):
+        pass
+
+
+def test_a_new_directory_is_made(tmp_path: Path) -> None:
+    with used_directory(config(tmp_path / "a" / "b")) as directory:
+        assert directory == tmp_path / "a" / "b"
+        assert directory.is_dir()
+
+
+def test_a_directory_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
+    with used_directory(config(tmp_path)):
+        (tmp_path / "config.yaml").touch()
+        for resume in (False, True):
+            with pytest.raises(RunError, match="is in use by another seedrl train"):
+                use(tmp_path, resume=resume)
+    use(tmp_path, resume=True)
+
+
+def test_what_a_failed_start_left_may_be_used_again(tmp_path: Path) -> None:
+    use(tmp_path)
+    use(tmp_path)  # ended before it wrote anything
+    for name in ("config.yaml", "connection.json", "summary.json"):
+        (tmp_path / name).touch()
+    for name in ("logs", "nats", "tensorboard", "checkpoints"):
+        (tmp_path / name).mkdir()
+    use(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("thesis.txt",), ("config.yaml", "thesis.txt"), ("logs",), ("config.yaml", "accounts.json")],
+    ids=" ".join,
+)
+def test_what_may_be_missed_is_not_written_to(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(RunError, match="is not empty"):
+        use(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+
+
+def test_a_directory_with_a_checkpoint_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "checkpoints" / "checkpoint-000000000000").mkdir(parents=True)
+    with pytest.raises(RunError, match="is not empty"):
+        use(tmp_path)
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot write run directory .*/file/x: Not a directory"):
+        use(tmp_path / "file" / "x")
+
+
+def test_a_run_whose_total_is_used_up_is_not_resumed(tmp_path: Path) -> None:
+    write_accounts(tmp_path, Accounts(steps=6028, seconds=90.0).to_json())
+    with pytest.raises(RunError, match=r"6,028 steps already; .* more --total-steps .*now 6,000"):
+        use(tmp_path, resume=True, total_steps=6000)
+    with pytest.raises(RunError, match=r"90 s already; .* more --max-seconds .*now 60"):
+        use(tmp_path, resume=True, max_seconds=60)
+    use(tmp_path, resume=True, total_steps=6029, max_seconds=91)

@@ -1,0 +1,79 @@
+"""One child process: what it is given, what it says, how it ends."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.local.process import ChildProcess
+
+
+def child(tmp_path: Path, code: str, **environment: str) -> ChildProcess:
+    command = [sys.executable, "-c", code]
+    return ChildProcess("child", lambda: command, environment=environment, log=tmp_path / "child.log")
+
+
+async def test_settings_of_the_persons_environment_do_not_reach_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEEDRL_SEED", "1")
+    code = "import os; print('seedrl: seed', os.environ.get('SEEDRL_SEED'), os.environ['SEEDRL_X'])"
+    process = child(tmp_path, code, SEEDRL_X="2")
+    await process.start()
+    assert await process.wait() == 0
+    assert process.last_words() == "seed None 2"
+
+
+async def test_last_words_are_what_this_start_said_to_a_person(tmp_path: Path) -> None:
+    log = tmp_path / "child.log"
+    for code, words in (
+        ("print('seedrl: first'); print('seedrl: last'); print('{}')", "last"),
+        ("print('noise')", ""),
+        ("", ""),
+        ("import os; print('seedrl: stops', flush=True); os.kill(os.getpid(), 9)", ""),
+    ):
+        process = child(tmp_path, code)
+        assert process.last_words() == ""
+        await process.start()
+        await process.wait()
+        assert process.last_words() == words
+    assert log.read_text().count("seedrl: ") == 3
+
+
+async def test_a_process_that_never_started_can_be_ended(tmp_path: Path) -> None:
+    process = child(tmp_path, "")
+    process.terminate()
+    await process.ended(within=0.0)
+    assert process.pid is None
+
+
+def test_children_end_with_their_supervisor(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, sys
+from pathlib import Path
+from services.local.process import ChildProcess
+async def main():
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    log = Path({str(tmp_path)!r}) / "log"
+    process = ChildProcess("c", lambda: command, environment={{}}, log=log)
+    await process.start()
+    print(process.pid, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        pid = int(supervisor.stdout.readline())
+        supervisor.send_signal(signal.SIGKILL)
+        supervisor.wait(10)
+    descriptor = None
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    assert select.select([descriptor], [], [], 10)[0], "the child outlived its supervisor"
+    os.close(descriptor)

@@ -1,0 +1,61 @@
+"""How each service of a run is told what to do."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from services.learner.accounts import Accounts, write_accounts
+from services.local.config import TrainConfig
+from services.local.run import LocalRun
+from shared.config import NatsSettings
+from shared.errors import ConfigurationError
+
+NATS = NatsSettings.model_validate({"nats_url": "nats://127.0.0.1:1", "nats_token": "hush"})
+
+
+def local_run(directory: Path, **settings: object) -> LocalRun:
+    config = TrainConfig.model_validate({"env": "CartPole-v1", "run_dir": directory, **settings})
+    return LocalRun(config, NATS)
+
+
+def words(run: LocalRun, service: str) -> str:
+    return " ".join(run.services[service].process.command())
+
+
+def test_there_are_inference_a_learner_and_as_many_actors_as_wanted(tmp_path: Path) -> None:
+    assert list(local_run(tmp_path, actors=2).services) == ["inference", "learner", "actor-0", "actor-1"]
+
+
+def test_services_meet_at_one_address_and_no_command_line_shows_the_token(tmp_path: Path) -> None:
+    run = local_run(tmp_path)
+    host, _, port = run.inference_url.rpartition(":")
+    assert f"--host {host} --port {port}" in words(run, "inference")
+    assert f"--inference-url {run.inference_url}" in words(run, "actor-0")
+    assert not any("hush" in words(run, service) for service in run.services)
+    assert run.connection.nats_token == "hush"
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"), [("0.0.0.0", "127.0.0.1:"), ("::", "127.0.0.1:"), ("::1", "[::1]:")]
+)
+def test_actors_reach_inference_wherever_it_listens(host: str, reached: str, tmp_path: Path) -> None:
+    run = local_run(tmp_path, host=host)
+    assert run.inference_url.startswith(reached)
+    assert f"--host {host} " in words(run, "inference")
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{port}"):
+            local_run(tmp_path, port=port)
+
+
+def test_a_learner_that_is_started_again_resumes(tmp_path: Path) -> None:
+    run = local_run(tmp_path)
+    assert "--resume" not in words(run, "learner")
+    write_accounts(tmp_path, Accounts().to_json())
+    assert "--resume" in words(run, "learner")

@@ -1,0 +1,57 @@
+"""summary.json: what it says and from where."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from services.learner.accounts import Accounts, write_accounts
+from services.local.config import TrainConfig
+from services.local.summary import discarded_before, frame_skip, write_summary
+from shared.bus.work_queue import QueueState
+from shared.errors import RunError
+
+
+def config(directory: Path, env: str = "CartPole-v1", **settings: object) -> TrainConfig:
+    return TrainConfig.model_validate({"env": env, "run_dir": directory, **settings})
+
+
+def test_speed_is_that_of_training_and_not_of_starting_and_ending(tmp_path: Path) -> None:
+    write_accounts(tmp_path, Accounts(steps=6000, seconds=2.0, trained=40).to_json())
+    written = write_summary(
+        config(tmp_path), queue=QueueState(43, 3), discarded_steps=7, exit_reason="interrupted"
+    )
+    assert orjson.loads((tmp_path / "summary.json").read_bytes()) == written
+    assert (written["seconds"], written["steps_per_second"]) == (2.0, 3000.0)
+    assert (written["frames"], written["discarded_steps"]) == (6000, 7)
+    assert written["exit_reason"] == "interrupted"
+    chunks = written["chunks"]
+    assert (chunks["published"], chunks["trained"], chunks["queued"]) == (43, 40, 3)
+
+
+def test_a_run_that_trained_nothing_has_a_summary(tmp_path: Path) -> None:
+    written = write_summary(config(tmp_path), queue=None, discarded_steps=0, exit_reason="failed: actor: no")
+    assert (written["steps"], written["steps_per_second"]) == (0, 0.0)
+    assert written["chunks"]["published"] is None
+    assert written["chunks"]["queued"] is None
+
+
+def test_discarded_steps_of_earlier_parts_count_in_a_resumed_run_only(tmp_path: Path) -> None:
+    resumed = config(tmp_path, resume=True)
+    assert discarded_before(resumed) == 0
+    write_summary(resumed, queue=None, discarded_steps=7, exit_reason="interrupted")
+    assert discarded_before(resumed) == 7
+    assert discarded_before(config(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"discarded_steps": null}'])
+def test_a_damaged_summary_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(RunError, match=r"summary\.json is damaged: "):
+        discarded_before(config(tmp_path, resume=True))
+
+
+def test_emulator_frames_are_told_from_steps(tmp_path: Path) -> None:
+    assert frame_skip(config(tmp_path)) == 1
+    assert frame_skip(config(tmp_path, env="ALE/Pong-v5")) == 4
+    assert frame_skip(config(tmp_path, env="ALE/Pong-v5", env_kwargs={"frameskip": 2})) == 2

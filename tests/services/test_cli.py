@@ -1,0 +1,54 @@
+"""The command line before a command runs."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.commands import command, environment
+
+
+def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "slow.yaml")
+    with (
+        subprocess.Popen(
+            command("train", "CartPole-v1", "--preset", "slow.yaml"),
+            cwd=tmp_path,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+        (tmp_path / "slow.yaml").open("w"),
+    ):  # open as soon as the command reads its preset
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert said == "seedrl: interrupted\n"
+    assert process.returncode == 130
+
+
+def test_what_is_imported_before_ctrl_c_is_answered_takes_no_time(tmp_path: Path) -> None:
+    code = "import sys; before = set(sys.modules); import services.cli; print(*set(sys.modules) - before)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    new = set(result.stdout.split())
+    assert "services.cli" in new
+    assert {name for name in new if name.startswith("shared")} == set()
+    assert not new & {"asyncio", "importlib.metadata", "inspect", "pydantic", "yaml"}
+
+
+def test_a_process_leaves_without_being_taken_apart(tmp_path: Path) -> None:
+    code = (
+        "import atexit, services.cli as cli\n"
+        "class Torch:\n    def __del__(self): print('taken apart')\n"
+        "torch = Torch()\n"
+        "atexit.register(print, 'children ended')\n"
+        "cli.main = lambda: print('said') or 7\n"
+        "cli.leave()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 7, result.stderr
+    assert result.stdout == "said\nchildren ended\n"
