@@ -62,6 +62,11 @@ COMMANDS = {
         "services.commands.config:ControlConfig",
         "services.commands.control:control",
     ),
+    "bench pipeline": Command(
+        "how close a training comes to what the machine can do",
+        "services.bench.config:PipelineConfig",
+        "services.bench.pipeline:pipeline",
+    ),
     **SERVICES,
 }
 _INTERRUPTED = 130  # as a shell says it of SIGINT
@@ -91,8 +96,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     from shared.errors import SeedrlError
 
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["bench"]:  # one command with its next word
+        words = [" ".join(words[:2]), *words[2:]]
     name = words[0] if words else "--help"
-    if name in ("-h", "--help", "help"):
+    if name in ("-h", "--help", "help", "bench", "bench -h", "bench --help"):
         print(_usage())
         return 0 if words else 2
     if name == "--version":

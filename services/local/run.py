@@ -13,7 +13,7 @@ from shared.addresses import free_port, joined
 from shared.config import NatsSettings
 
 # glibc gives large activations back to the kernel after every step; keeping them is up to twice as fast.
-_KEEP_MEMORY = {
+KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(2**28),
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
@@ -30,7 +30,7 @@ class LocalRun:
         self.inference_url = joined(_reachable(config.host), self._port)
         self.services = {
             "inference": self._service("inference", self._inference_command),
-            "learner": self._service("learner", self._learner_command, _KEEP_MEMORY),
+            "learner": self._service("learner", self._learner_command, KEEP_MEMORY),
             **{
                 f"actor-{i}": self._service(f"actor-{i}", self._actor_command(i), {})
                 for i in range(config.actors)

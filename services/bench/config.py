@@ -1,0 +1,40 @@
+"""Configuration of the benchmarks."""
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import CliSuppress
+
+from services.local.config import TrainConfig
+
+
+class PipelineConfig(TrainConfig):
+    """Measures how close a training comes to what this machine can do at all.
+
+    First what a step costs in stepping, in inference and in learning, each alone and in CPU seconds: C cores
+    cannot do more than C / (sum of the three) steps per second. Then the whole pipeline, as `seedrl train`
+    runs it; the ratio of the two is the efficiency. Steps are decisions, not frames; reset steps are none.
+    Takes about two minutes; anything else that runs on the machine falsifies it.
+
+    Examples:  seedrl bench pipeline --env ALE/Pong-v5 --preset atari_vtrace
+               seedrl bench pipeline --preset atari_vtrace_deep --json
+    """
+
+    env: str = "ALE/Pong-v5"
+    """Environment: a Gymnasium id, or module:id for one that your own module registers."""
+    windows: int = Field(5, ge=1)
+    """Windows of each measurement; their medians count."""
+    window_seconds: float = Field(10.0, gt=0)
+    """Seconds of each window of the pipeline."""
+    stage_seconds: float = Field(2.0, gt=0)
+    """Seconds of each window of a stage alone."""
+    warm_up_seconds: float = Field(20.0, ge=0)
+    """Seconds between the pipeline's first update and its first window."""
+    as_json: bool = Field(False, validation_alias=AliasChoices("json"))
+    """Print one line of JSON."""
+    resume: CliSuppress[bool] = False
+    """Every measurement is a run of its own, in a temporary directory."""
+
+    @property
+    def training(self) -> TrainConfig:
+        """The configuration of the run that is measured."""
+        fields = TrainConfig.model_fields.keys() - {"preset"}
+        return TrainConfig.model_validate({name: getattr(self, name) for name in fields})

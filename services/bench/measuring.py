@@ -1,0 +1,197 @@
+"""A whole training under observation: its counters at the borders of windows, and what lies between."""
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import aiohttp
+import orjson
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.bench.config import PipelineConfig
+from services.local.config import TrainConfig
+from services.local.nats import nats_of_run
+from services.local.run import LocalRun
+from shared.errors import RunError
+
+Samples = dict[tuple[str, str], float]  # (sample's name, its label's value or "") -> value
+
+_START_SECONDS = 300.0
+_POLL_SECONDS = 0.2
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the windows say; medians over them."""
+
+    steps_per_second: float
+    windows: list[float]  # steps per second of each
+    waiting: dict[str, float]  # service -> share of the time it waited for input or output
+    cpu_seconds_per_step: dict[str, float]  # by service, NATS among them
+
+
+class Reading(NamedTuple):
+    """All counters at one moment."""
+
+    seconds: float
+    steps: float  # trained
+    busy: dict[str, float]  # service -> seconds in which it did its work
+    cpu: dict[str, float]  # service -> CPU seconds
+
+
+async def measured(config: PipelineConfig, training: TrainConfig) -> Measurement:
+    """Runs `training`, warms it up and measures `config.windows` windows. Raises RunError."""
+    stop, interrupted = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+    async with nats_of_run(training) as nats, aiohttp.ClientSession() as http:
+        run = LocalRun(training, nats)
+        services = asyncio.create_task(run.until_done(stop))
+        watch = asyncio.create_task(_watched(config, Probe(training, run, http)))
+        interruption = asyncio.create_task(interrupted.wait())
+        try:
+            await asyncio.wait({services, watch, interruption}, return_when=asyncio.FIRST_COMPLETED)
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            if services.done():
+                await services  # raises what failed
+                raise RunError("the training ended before it was measured; give a larger --total-steps")
+            return watch.result()
+        finally:
+            watch.cancel()
+            interruption.cancel()
+            stop.set()
+            await asyncio.wait({services})
+
+
+async def _watched(config: PipelineConfig, probe: "Probe") -> Measurement:
+    async with asyncio.timeout(_START_SECONDS):
+        await probe.found()
+    await asyncio.sleep(config.warm_up_seconds)
+    readings = [await probe.read()]
+    for _ in range(config.windows):
+        await asyncio.sleep(config.window_seconds)
+        readings.append(await probe.read())
+    return measurement(readings)
+
+
+def measurement(readings: list[Reading]) -> Measurement:
+    """What lies between successive `readings`."""
+    pairs = list(itertools.pairwise(readings))
+    speeds = [(after.steps - before.steps) / (after.seconds - before.seconds) for before, after in pairs]
+    steps = readings[-1].steps - readings[0].steps
+    if steps <= 0:
+        raise RunError("nothing was trained within the windows; give a larger --window-seconds")
+
+    def idle(service: str) -> float:
+        shares = [
+            (after.busy[service] - before.busy[service]) / (after.seconds - before.seconds)
+            for before, after in pairs
+        ]
+        return min(1.0, max(0.0, 1.0 - median(shares)))
+
+    return Measurement(
+        steps_per_second=median(speeds),
+        windows=speeds,
+        waiting={service: idle(service) for service in readings[0].busy},
+        cpu_seconds_per_step={
+            service: (readings[-1].cpu[service] - used) / steps for service, used in readings[0].cpu.items()
+        },
+    )
+
+
+class Probe:
+    """Reads the counters of a local run's services over HTTP, and their CPU seconds from the kernel."""
+
+    def __init__(self, training: TrainConfig, run: LocalRun, http: aiohttp.ClientSession) -> None:
+        self._training = training
+        self._run = run
+        self._http = http
+        self._actors = [name for name in run.services if name.startswith("actor")]
+
+    async def found(self) -> None:
+        """Waits until every service answers and the first update is done."""
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            if all(_address(self._log(name)) for name in self._run.services):
+                learner = await self._samples("learner")
+                if learner.get(("seedrl_learner_updates_total", ""), 0.0) > 0:
+                    return
+
+    async def read(self) -> Reading:
+        """All counters now."""
+        learner, inference, *actors = await asyncio.gather(
+            *map(self._samples, ("learner", "inference", *self._actors))
+        )
+        refused = sum(
+            value
+            for (name, outcome), value in learner.items()
+            if name == "seedrl_learner_chunks_total" and outcome.startswith("refused")
+        )
+        trained = learner["seedrl_learner_chunks_total", "trained"]
+        stepping = sum(actor["seedrl_actor_step_seconds_sum", ""] for actor in actors)
+        return Reading(
+            seconds=time.monotonic(),
+            steps=learner["seedrl_learner_steps_total", ""] * trained / max(1.0, trained + refused),
+            busy={
+                "actor": stepping / (len(actors) * self._training.step_threads),
+                "inference": inference["seedrl_inference_batch_seconds_sum", ""],
+                "learner": learner["seedrl_learner_activity_seconds_total", "training"],
+            },
+            cpu=self._cpu(),
+        )
+
+    def _cpu(self) -> dict[str, float]:
+        names = {service.process.pid: name for name, service in self._run.services.items()}
+        used = dict.fromkeys(("actor", "inference", "learner", "nats"), 0.0)
+        for pid in _children():
+            name = names.get(pid, "nats").partition("-")[0]
+            used[name] += _cpu_seconds(pid)
+        return used
+
+    async def _samples(self, service: str) -> Samples:
+        async with self._http.get(f"http://{_address(self._log(service))}/metrics") as answer:
+            text = await answer.text()
+        return {
+            (sample.name, next(iter(sample.labels.values()), "")): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def _log(self, service: str) -> Path:
+        return self._training.directory / "logs" / f"{service}.log"
+
+
+def _address(log: Path) -> str | None:
+    """Where the service that writes `log` answers HTTP; None while it does not say."""
+    if log.exists():
+        for line in reversed(log.read_text(errors="replace").splitlines()):
+            if '"event":"http"' in line:
+                return str(orjson.loads(line)["address"])
+    return None
+
+
+def _children() -> list[int]:
+    """The processes that this one started."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [pid for pid in pids if _stat(pid)[1:2] == [str(os.getpid())]]
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its threads; 0 when it is gone."""
+    return sum(map(int, _stat(pid)[11:13])) / _TICKS
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the name, from the state on; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -1,0 +1,216 @@
+"""What one environment step costs in each stage alone: stepping, inference, learning.
+
+Each stage runs in a process of its own, `python -m services.bench.stages STAGE --preset CONFIG.yaml`, that is
+set up as the stage's service is, with as little around it as possible: what the services add to this is what
+the pipeline loses.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import median
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import orjson
+import torch
+
+from services.actor.autoreset import episode_starts
+from services.actor.environments import GroupMaker
+from services.actor.spaces import ObservationEncoder, environment_spec
+from services.bench.config import PipelineConfig
+from services.inference.memory import keep_freed_memory
+from services.learner.batches import TrainingBatch
+from services.learner.training import VTraceTrainer
+from shared.config import load
+from shared.errors import SeedrlError
+from shared.networks.build import build_network
+from shared.networks.precision import autocast, resolve_device
+from shared.networks.unroll import network_input, next_history
+from shared.run_spec import own_spec
+from shared.specs import RunSpec
+
+T = TypeVar("T")
+Leaves = dict[str, torch.Tensor]
+Stage = Literal["env", "inference", "learner"]
+STAGES: tuple[Stage, ...] = ("env", "inference", "learner")
+
+_WARM_UP = 3  # units of work before the first window
+
+
+def seconds_per_step(
+    work: Callable[[], int], *, windows: int, window_seconds: float, clock: Callable[[], float]
+) -> float:
+    """Median over `windows` of seconds on `clock` per step; `work` does some and returns how many steps."""
+    for _ in range(_WARM_UP):
+        work()
+    return median(_window(work, window_seconds, clock) for _ in range(windows))
+
+
+def _window(work: Callable[[], int], seconds: float, clock: Callable[[], float]) -> float:
+    steps, began, end = 0, clock(), time.monotonic() + seconds
+    while time.monotonic() < end:
+        steps += work()
+    return (clock() - began) / steps
+
+
+def env_work(config: PipelineConfig) -> Callable[[], int]:
+    """Steps one group with random actions; returns the steps that were no reset steps."""
+    group = _group(config)
+    _, info = group.reset(seed=0)
+    starts = episode_starts(group, info)
+    actions = np.random.default_rng(0).integers(group.single_action_space.n, size=(1000, config.group_size))
+    number = _endless(actions)
+
+    def work() -> int:
+        _, _, terminated, truncated, info = group.step(next(number))
+        return config.group_size - int(
+            starts.after(info, terminated=np.asarray(terminated), truncated=np.asarray(truncated)).sum()
+        )
+
+    return work
+
+
+def inference_work(config: PipelineConfig) -> Callable[[], int]:
+    """The network's forward pass for one group, its frames stacked, and one sampled action per row."""
+    keep_freed_memory()
+    torch.set_num_threads(config.torch_threads)
+    device = resolve_device(config.device)
+    spec, frames = _recorded(config, steps=8)
+    network = build_network(spec).to(device).eval()
+    rows = config.group_size
+    zeros = torch.zeros(rows, device=device)
+    no_first = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+    state = network.initial_state(rows)
+    history = _history(frames, rows, stack=spec.network.frame_stack, device=device)
+    action = zeros.long()
+    newest = _endless([{name: leaf[:, t : t + 1] for name, leaf in frames.items()} for t in range(8)])
+    context = autocast(config.precision, device, network)
+    context.__enter__()  # type: ignore[no-untyped-call]  # as long as the weights stay, as in the service
+
+    def work() -> int:
+        nonlocal state, action, history
+        with torch.no_grad():
+            inputs = network_input(
+                frames={name: leaf.to(device) for name, leaf in next(newest).items()},
+                history=history,
+                is_first=no_first,
+                previous_action=action,
+                previous_reward=zeros,
+                reward_clip=spec.reward_clip,
+            )
+            output, state = network(inputs, state)
+            history = {name: next_history(inputs.observation[name][0]) for name in history}
+            logits = output.policy_logits[0]
+            action = (logits - torch.empty_like(logits).exponential_().log_()).argmax(dim=1)
+            action.cpu()  # waits for the device
+        return rows
+
+    return work
+
+
+def learner_work(config: PipelineConfig) -> Callable[[], int]:
+    """One update of the weights: inputs built, forward, loss, backward, optimizer."""
+    torch.set_num_threads(config.torch_threads)
+    device = resolve_device(config.device)
+    rows, steps = config.batch_size, config.unroll
+    spec, frames = _recorded(config, steps=steps + 1, rows=rows)
+    network = build_network(spec)
+    state = network.initial_state(rows)
+    trainer = VTraceTrainer(network, config, device=device)
+    actions = spec.environment.num_actions
+    is_first = torch.zeros(rows, steps + 1, dtype=torch.bool, device=device)
+    flags = torch.zeros(steps, rows, dtype=torch.bool, device=device)
+    action = torch.randint(actions, (rows, steps), device=device)
+    reward = torch.randn(rows, steps, device=device)
+    history = _history(frames, rows, stack=spec.network.frame_stack, device=device)
+    logits = torch.zeros(steps, rows, actions, device=device)
+
+    def work() -> int:
+        inputs = network_input(
+            frames={name: leaf.to(device) for name, leaf in frames.items()},
+            history=history,
+            is_first=is_first,
+            previous_action=action[:, 0],
+            previous_reward=reward[:, 0],
+            action=action,
+            reward=reward,
+            reward_clip=spec.reward_clip,
+        )
+        batch = TrainingBatch(
+            inputs=inputs,
+            state=tuple(leaf.to(device) for leaf in state),
+            action=action.t(),
+            reward=reward.t(),
+            terminated=flags,
+            reset_steps=flags,
+            behaviour_logits=logits,
+        )
+        trainer.train(batch, steps=0)
+        return steps * rows
+
+    return work
+
+
+def _group(config: PipelineConfig) -> Any:
+    return GroupMaker(
+        env=config.env,
+        group_size=config.group_size,
+        vectorization=config.vectorization,
+        env_kwargs=config.env_kwargs,
+        life_loss=config.life_loss,
+        env_threads=config.env_threads,
+    )()
+
+
+def _history(frames: Leaves, rows: int, *, stack: int, device: torch.device) -> Leaves:
+    """Zeros [rows, stack − 1, …] of every leaf; empty without stacking."""
+    return {
+        name: torch.zeros(rows, stack - 1, *leaf.shape[2:], dtype=leaf.dtype, device=device)
+        for name, leaf in frames.items()
+        if stack > 1
+    }
+
+
+def _recorded(config: PipelineConfig, *, steps: int, rows: int | None = None) -> tuple[RunSpec, Leaves]:
+    """The run's spec, and observations [rows, steps, …] of every leaf; rows beyond a group's are repeated."""
+    group = _group(config)
+    spec = own_spec(config, environment_spec(group.single_observation_space, group.single_action_space))
+    encode = ObservationEncoder(group.single_observation_space, group_size=config.group_size)
+    observation, _ = group.reset(seed=0)
+    random = np.random.default_rng(0)
+    recorded: dict[str, list[torch.Tensor]] = {leaf.name: [] for leaf in spec.environment.observation}
+    for _ in range(steps):
+        for leaf, data in zip(spec.environment.observation, encode(observation), strict=True):
+            array = np.frombuffer(data, leaf.dtype).reshape(config.group_size, *leaf.shape)
+            repeated = np.resize(array, (rows or config.group_size, *leaf.shape))
+            recorded[leaf.name].append(torch.from_numpy(repeated.copy()))
+        observation, *_ = group.step(random.integers(group.single_action_space.n, size=config.group_size))
+    group.close()
+    return spec, {name: torch.stack(leaves, dim=1) for name, leaves in recorded.items()}
+
+
+def _endless(items: Iterable[T]) -> Iterator[T]:
+    while True:
+        yield from items
+
+
+def main(stage: str, arguments: Sequence[str]) -> None:
+    """Prints {"seconds_per_step": …} of `stage` with the settings in `arguments`."""
+    config = load(PipelineConfig, arguments, prog="stages", known=())
+    works = {"env": env_work, "inference": inference_work, "learner": learner_work}
+    on_cpu = stage == "env" or resolve_device(config.device).type == "cpu"
+    seconds = seconds_per_step(
+        works[stage](config),
+        windows=config.windows,
+        window_seconds=config.stage_seconds,
+        clock=time.process_time if on_cpu else time.perf_counter,
+    )
+    print(orjson.dumps({"seconds_per_step": seconds}).decode())
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], sys.argv[2:])
+    except SeedrlError as error:
+        sys.exit(f"seedrl: {error}")
