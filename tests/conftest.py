@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from tests.support.nats import NatsRun, OwnNats
 
 # Tests start servers while gRPC runs in this process; its fork handlers would stumble in the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run; no limit on the time of one, which a busy machine would exceed.
 settings.register_profile("seedrl", deadline=None, derandomize=True)

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import os
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,25 +47,19 @@ class Reading(NamedTuple):
 
 async def measured(config: PipelineConfig, training: TrainConfig) -> Measurement:
     """Runs `training`, warms it up and measures `config.windows` windows. Raises RunError."""
-    stop, interrupted = asyncio.Event(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+    stop = asyncio.Event()
     async with nats_of_run(training) as nats, aiohttp.ClientSession() as http:
         run = LocalRun(training, nats)
         services = asyncio.create_task(run.until_done(stop))
         watch = asyncio.create_task(_watched(config, Probe(training, run, http)))
-        interruption = asyncio.create_task(interrupted.wait())
         try:
-            await asyncio.wait({services, watch, interruption}, return_when=asyncio.FIRST_COMPLETED)
-            if interrupted.is_set():
-                raise KeyboardInterrupt
+            await asyncio.wait({services, watch}, return_when=asyncio.FIRST_COMPLETED)
             if services.done():
                 await services  # raises what failed
                 raise RunError("the training ended before it was measured; give a larger --total-steps")
             return watch.result()
         finally:
             watch.cancel()
-            interruption.cancel()
             stop.set()
             await asyncio.wait({services})
 

@@ -1,7 +1,7 @@
 """`seedrl bench pipeline`: the stages alone, then all together, in one run; the ratio is the efficiency."""
 
+import asyncio
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -9,11 +9,11 @@ from statistics import median
 from typing import Any
 
 import orjson
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
 from services.bench.config import PipelineConfig
+from services.bench.interruption import uninterrupted
 from services.bench.measuring import Measurement, measured
 from services.bench.stages import STAGES, Stage
 from services.local.config import CONFIG_FILE, TrainConfig, write_config
@@ -33,16 +33,20 @@ def pipeline(config: PipelineConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="seedrl-bench-", ignore_cleanup_errors=True) as name:
         training = config.training.model_copy(update={"run_dir": Path(name), "run_id": "bench"})
         write_config(training, training.directory / CONFIG_FILE)
-        before = _stages(config, training)
-        together = uvloop.run(measured(config, training))
-        after = _stages(config, training)
-    costs = {stage: median([before[stage], after[stage]]) for stage in STAGES}
-    figures = _figures(config, costs, together)
+        figures = uninterrupted(_measured(config, training))
     if config.as_json:
         print(orjson.dumps(figures).decode())
     else:
         Console().print(_table(figures))
     return 0
+
+
+async def _measured(config: PipelineConfig, training: TrainConfig) -> dict[str, Any]:
+    before = await _stages(config, training)
+    together = await measured(config, training)
+    after = await _stages(config, training)
+    costs = {stage: median([before[stage], after[stage]]) for stage in STAGES}
+    return _figures(config, costs, together)
 
 
 def bound(costs: dict[Stage, float], *, cores: int, on_cpu: bool) -> float:
@@ -56,33 +60,36 @@ def bound(costs: dict[Stage, float], *, cores: int, on_cpu: bool) -> float:
     return min(cores / costs["env"], 1 / (costs["inference"] + costs["learner"]))
 
 
-def _stages(config: PipelineConfig, training: TrainConfig) -> dict[Stage, float]:
+async def _stages(config: PipelineConfig, training: TrainConfig) -> dict[Stage, float]:
     """Seconds per step of every stage, one after the other."""
-    return {stage: _stage(stage, config, training) for stage in STAGES}
+    return {stage: await _stage(stage, config, training) for stage in STAGES}
 
 
-def _stage(stage: Stage, config: PipelineConfig, training: TrainConfig) -> float:
-    command = [
+async def _stage(stage: Stage, config: PipelineConfig, training: TrainConfig) -> float:
+    process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.bench.stages", stage),
         *("--preset", str(training.directory / CONFIG_FILE), "--env", config.env),
         *("--windows", str(config.windows), "--stage-seconds", str(config.stage_seconds)),
-    ]
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**_environment(), **(KEEP_MEMORY if stage == "learner" else {})},
+        start_new_session=True,  # Ctrl-C is answered by this process alone
+        preexec_fn=ending_with_this_process(),
+    )
+    seconds = _STAGE_SECONDS + 2 * config.windows * config.stage_seconds
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_STAGE_SECONDS + 2 * config.windows * config.stage_seconds,
-            env={**_environment(), **(KEEP_MEMORY if stage == "learner" else {})},
-            start_new_session=True,  # Ctrl-C is answered by this process alone
-            preexec_fn=ending_with_this_process(),
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RunError(f"stage {stage} alone did not come to an end in {error.timeout:g} s") from error
-    if done.returncode:
-        words = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        async with asyncio.timeout(seconds):
+            output, errors = await process.communicate()
+    except TimeoutError as error:
+        raise RunError(f"stage {stage} alone did not come to an end in {seconds:g} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        words = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         raise RunError(f"stage {stage} alone failed: {words.removeprefix('seedrl: ')}")
-    return float(orjson.loads(done.stdout)["seconds_per_step"])
+    return float(orjson.loads(output)["seconds_per_step"])
 
 
 def _environment() -> dict[str, str]:

@@ -19,9 +19,8 @@ from services.local.display import doing, headline, services_table
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
 from services.local.statuses import StatusBoard, watched_statuses
-from services.local.summary import SUMMARY_FILE, discarded_before, write_summary
+from services.local.summary import SUMMARY_FILE, discarded_before, untrained_queue, write_summary
 from shared.bus.connection import connected_bus
-from shared.bus.work_queue import queue_state
 from shared.config import secret_values
 from shared.errors import ConnectionFailed, SeedrlError
 from shared.telemetry import configure_logging
@@ -82,7 +81,7 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
                     finally:
                         discarded += board.total("inference", "discarded_steps")
                         with contextlib.suppress(ConnectionFailed):
-                            queue = await queue_state(bus)
+                            queue = await untrained_queue(bus, config.directory)
     except SeedrlError as error:
         if board is not None:  # the services were started
             write_summary(config, queue=queue, discarded_steps=discarded, exit_reason=f"failed: {error}")

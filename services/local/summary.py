@@ -1,6 +1,8 @@
 """summary.json: what a finished run did, from the learner's accounts and the queue's own numbers."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -8,7 +10,8 @@ import orjson
 from services.learner.accounts import load_accounts, summary
 from services.local.config import TrainConfig
 from services.local.reading import reading
-from shared.bus.work_queue import QueueState
+from shared.bus.connection import Bus
+from shared.bus.work_queue import QueueState, is_queued, queue_state
 
 SUMMARY_FILE = "summary.json"
 _ATARI_FRAME_SKIP = 4
@@ -19,6 +22,13 @@ def frame_skip(config: TrainConfig) -> int:
     default = _ATARI_FRAME_SKIP if config.env.startswith("ALE/") else 1
     skip = config.env_kwargs.get("frameskip", default)
     return skip if isinstance(skip, int) else default
+
+
+async def untrained_queue(bus: Bus, run_dir: Path) -> QueueState:
+    """The queue, without what the learner trained but could not acknowledge before its end."""
+    state = await queue_state(bus)
+    trained = [sequence for sequence in load_accounts(run_dir).pending if await is_queued(bus, sequence)]
+    return replace(state, messages=state.messages - len(trained))
 
 
 def write_summary(

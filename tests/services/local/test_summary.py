@@ -6,10 +6,13 @@ import orjson
 import pytest
 
 from services.learner.accounts import Accounts, write_accounts
+from services.learner.rows import Outcome
 from services.local.config import TrainConfig
-from services.local.summary import discarded_before, frame_skip, write_summary
-from shared.bus.work_queue import QueueState
+from services.local.summary import discarded_before, frame_skip, untrained_queue, write_summary
+from shared.bus.work_queue import QueueConsumer, QueueState, ensure_queue, publish_chunk
 from shared.errors import RunError
+from tests.support.nats import NatsRun
+from tests.support.queue import fetch_all
 
 
 def config(directory: Path, env: str = "CartPole-v1", **settings: object) -> TrainConfig:
@@ -27,6 +30,19 @@ def test_speed_is_that_of_training_and_not_of_starting_and_ending(tmp_path: Path
     assert written["exit_reason"] == "interrupted"
     chunks = written["chunks"]
     assert (chunks["published"], chunks["trained"], chunks["queued"]) == (43, 40, 3)
+
+
+async def test_what_was_trained_but_not_acknowledged_is_not_queued(tmp_path: Path, nats: NatsRun) -> None:
+    accounts = Accounts(trained=2)
+    accounts.pending.update({1: Outcome(1, None), 2: Outcome(2, None)})
+    write_accounts(tmp_path, accounts.to_json())
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for number in range(3):
+            await publish_chunk(bus, b"chunk", f"m/{number}")
+        first, *_ = await fetch_all(QueueConsumer(bus), 3)
+        await first.ack()  # of the two that are pending, this one got through
+        assert await untrained_queue(bus, tmp_path) == QueueState(last_sequence=3, messages=1)
 
 
 def test_a_run_that_trained_nothing_has_a_summary(tmp_path: Path) -> None:

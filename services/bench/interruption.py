@@ -1,0 +1,29 @@
+"""Ctrl-C while a benchmark runs."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+T = TypeVar("T")
+
+
+def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work` to its end. SIGINT and SIGTERM cancel it; what it raises then is KeyboardInterrupt.
+
+    The signals are the event loop's: as an exception out of nowhere, one that comes while a process is being
+    started would be swallowed.
+    """
+    try:
+        return uvloop.run(_cancelled_by_signals(work))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _cancelled_by_signals(work: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.create_task(work)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await task

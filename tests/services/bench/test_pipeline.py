@@ -1,0 +1,101 @@
+"""`seedrl bench pipeline`: its arithmetic, and a small real one."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import orjson
+import pytest
+
+from services.bench.measuring import Reading, measurement
+from services.bench.pipeline import bound
+from shared.errors import RunError
+from tests.support.commands import command, environment
+
+SMALL = ["bench", "pipeline", "--env", "CartPole-v1", "--preset", "cartpole", "--json"]
+SHORT = ["--windows", "2", "--window-seconds", "2", "--stage-seconds", "0.2", "--warm-up-seconds", "0"]
+
+
+def reading(seconds: float, steps: float, *, busy: float, cpu: float) -> Reading:
+    return Reading(seconds, steps, {"learner": busy}, {"learner": cpu})
+
+
+def test_speed_and_waiting_are_medians_of_the_windows() -> None:
+    found = measurement(
+        [
+            reading(0.0, 0, busy=0.0, cpu=1.0),
+            reading(10.0, 1000, busy=9.0, cpu=4.0),
+            reading(20.0, 1100, busy=10.0, cpu=5.0),  # disturbed
+            reading(40.0, 3300, busy=26.0, cpu=7.6),
+        ]
+    )
+    assert found.windows == [100.0, 10.0, 110.0]
+    assert found.steps_per_second == 100.0
+    assert found.waiting == {"learner": pytest.approx(0.2)}
+    assert found.cpu_seconds_per_step == {"learner": pytest.approx(6.6 / 3300)}
+
+
+def test_windows_without_a_step_are_an_error_in_words() -> None:
+    with pytest.raises(RunError, match="nothing was trained within the windows"):
+        measurement([reading(0.0, 5, busy=0.0, cpu=0.0), reading(1.0, 5, busy=0.0, cpu=0.0)])
+
+
+def test_the_bound_shares_the_cores_on_a_cpu_and_takes_the_slower_side_beside_an_accelerator() -> None:
+    assert bound({"env": 3e-4, "inference": 1e-4, "learner": 1e-4}, cores=2, on_cpu=True) == pytest.approx(
+        4000
+    )
+    slow_cores = bound({"env": 3e-4, "inference": 1e-6, "learner": 1e-6}, cores=3, on_cpu=False)
+    slow_device = bound({"env": 3e-6, "inference": 1e-4, "learner": 1e-4}, cores=3, on_cpu=False)
+    assert (slow_cores, slow_device) == (pytest.approx(10_000), pytest.approx(5000))
+
+
+def test_a_small_pipeline_is_measured_and_leaves_nothing(tmp_path: Path) -> None:
+    env = environment() | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        command(*SMALL, *SHORT), capture_output=True, text=True, timeout=110, env=env, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    figures = orjson.loads(done.stdout)
+    costs = [figures[f"{stage}_seconds_per_step"] for stage in ("env", "inference", "learner")]
+    assert all(0 < cost < 1e-3 for cost in costs)
+    assert figures["bound_steps_per_second"] == pytest.approx(figures["cores"] / sum(costs))
+    assert 0 < figures["efficiency"] < 1.2
+    assert figures["efficiency"] == pytest.approx(
+        figures["steps_per_second"] / figures["bound_steps_per_second"]
+    )
+    assert figures["cores"] == len(os.sched_getaffinity(0))
+    assert set(figures["waiting"]) == {"actor", "inference", "learner"}
+    assert all(0 <= share <= 1 for share in figures["waiting"].values())
+    assert all(0 < seconds < 1e-2 for seconds in figures["cpu_seconds_per_step"].values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    env = environment() | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        command(*SMALL, "--stage-seconds", "60"), stdout=-1, stderr=-1, text=True, env=env, cwd=tmp_path
+    )
+    while not list(tmp_path.glob("seedrl-bench-*/config.yaml")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "seedrl: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "nothing"], "unknown command 'bench nothing'; there are train"),
+        (["bench", "pipeline", "--windows", "0"], "--windows: "),
+        (["bench", "pipeline", "--env", "Nowhere-v0", *SHORT], "stage env alone failed: unknown environment"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=60, env=environment(), cwd=tmp_path
+    )
+    assert done.returncode != 0
+    assert done.stderr.startswith(f"seedrl: {words}")
+    assert done.stderr.count("\n") == 1
