@@ -120,22 +120,32 @@ async def _load(plan: LoadPlan) -> None:
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(instructions), sys.stdin
     )
-    async with connected(plan.address) as stub, asyncio.TaskGroup() as group:
-        playing = [group.create_task(player.play(stub)) for player in players]
+    window: asyncio.Future[tuple[float, float]] = asyncio.get_running_loop().create_future()
+    async with (
+        connected(plan.address) as stub,
+        beside(_instructed(instructions, window)),
+        asyncio.TaskGroup() as group,
+    ):
+        for player in players:
+            group.create_task(player.play(stub))
         for player in players:
             await player.answered.wait()
         print("ready", flush=True)
-        begin, end = map(float, (await instructions.readline()).split())
+        begin, end = await window
         for player in players:
             player.end = end
-        async with beside(_input_open(instructions)):
-            await asyncio.wait(playing)
     latencies = [seconds for player in players for now, seconds in player.timings if begin <= now < end]
     print(orjson.dumps(latencies).decode())
 
 
-async def _input_open(instructions: asyncio.StreamReader) -> None:
-    await instructions.read()
+async def _instructed(
+    instructions: asyncio.StreamReader, window: "asyncio.Future[tuple[float, float]]"
+) -> None:
+    """Hears of the window; raises ConnectionFailed when nobody is there any more to tell, or to be told."""
+    if line := await instructions.readline():
+        begin, end = map(float, line.split())
+        window.set_result((begin, end))
+        await instructions.read()
     raise ConnectionFailed("who measures is gone")
 
 
