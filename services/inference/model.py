@@ -137,11 +137,10 @@ class Model:
 
     def _start(self, batch: PackedBatch, inputs: NetworkInput, state: State, reward: Tensor) -> ChunkStart:
         assert batch.starts is not None
-        every = len(batch.starts) == batch.rows
-        index = slice(None) if every else torch.from_numpy(batch.starts).to(self._device, non_blocking=True)
+        rows = _Places(batch.starts, self._device)
 
         def host(tensor: Tensor) -> Array:
-            array: Array = tensor[index].cpu().numpy()
+            array: Array = rows.read(tensor).cpu().numpy()
             return array
 
         return ChunkStart(

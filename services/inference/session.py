@@ -129,10 +129,9 @@ class StepReader:
 
     def _flag(self, name: str, data: bytes) -> Array:
         self._check_bytes(name, data, 1)
-        flags = np.frombuffer(data, np.uint8)
-        if flags.max() > 1:
-            raise Refusal("flags", f"{name} holds {flags.max()}, expected 0 or 1")
-        return flags.view(np.bool_)
+        if data.strip(b"\0\1"):
+            raise Refusal("flags", f"{name} holds {max(data)}, expected 0 or 1")
+        return np.frombuffer(data, np.bool_)
 
     def _check_bytes(self, name: str, data: bytes, row_bytes: int) -> None:
         expected = self._group_size * row_bytes

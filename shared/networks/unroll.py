@@ -76,6 +76,8 @@ def stack_frames(history: Tensor | None, frames: Tensor, is_first: Tensor) -> Te
         windows = sequence.unfold(1, stack, 1).movedim(-1, 2).transpose(0, 1)
         stacked = torch.empty((steps, batch, stack, *shape), dtype=frames.dtype, device=frames.device)
         stacked.copy_(windows)
+    if not is_first.is_cuda and not is_first.any():  # most often so; on a GPU, asking costs more than doing
+        return stacked
     before = _before_episode(is_first, stack)
     plain = stacked.view(_SIGNED.get(stacked.dtype, stacked.dtype))
     if plain.is_cuda:

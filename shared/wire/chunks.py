@@ -16,7 +16,7 @@ import orjson
 from shared.errors import ChunkError
 from shared.specs import RunSpec
 from shared.types import Array, Chunk, ChunkHeader, Leaves
-from shared.wire.fields import Field, Layout, decode_fields, encode_fields, raw_bytes
+from shared.wire.fields import Field, Layout, decode_fields, encode_fields, raw_bytes, read_meta
 from shared.wire.limits import (
     MAX_ACTOR_ID_CHARACTERS,
     MAX_ID_CHARACTERS,
@@ -85,6 +85,11 @@ def decode_chunk(data: bytes | memoryview) -> Chunk:
         state=tuple(_leaves(arrays, "state/").values()),
         **{name: arrays[name] for name in _DTYPES},
     )
+
+
+def read_header(data: bytes | memoryview) -> ChunkHeader:
+    """Only where the chunk in `data` comes from; no array is looked at. Raises ChunkError."""
+    return _parsed_header(read_meta(CHUNK_FORMAT_VERSION, data), rows=1)
 
 
 def slice_rows(chunk: Chunk, start: int, stop: int) -> Chunk:

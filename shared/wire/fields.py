@@ -107,13 +107,17 @@ def decode_fields(format_version: int, data: bytes | memoryview) -> tuple[Any, d
     """
     view = memoryview(data).cast("B")
     try:
-        head, start = _parsed_opening(view)
-        if head["format_version"] != format_version:
-            raise ChunkError(
-                f"chunk has format version {shown(head['format_version'])}, this is {format_version}"
-            )
+        head, start = _parsed_opening(view, format_version)
         return head["meta"], dict(_decoded(head["fields"], view[start:]))
     except (KeyError, TypeError, ValueError, zstandard.ZstdError, struct.error) as error:
+        raise ChunkError(f"not a chunk: {shown(error)}") from error
+
+
+def read_meta(format_version: int, data: bytes | memoryview) -> Any:
+    """Only the meta; of the arrays nothing is looked at. Raises ChunkError as `decode_fields`."""
+    try:
+        return _parsed_opening(memoryview(data).cast("B"), format_version)[0]["meta"]
+    except (KeyError, TypeError, ValueError, struct.error) as error:
         raise ChunkError(f"not a chunk: {shown(error)}") from error
 
 
@@ -131,7 +135,7 @@ def _opening(format_version: int, meta: Mapping[str, Any], heads: list[dict[str,
     return b"".join((_PREFIX.pack(_MAGIC, len(head), zlib.crc32(head)), head, padding))
 
 
-def _parsed_opening(view: memoryview) -> tuple[Any, int]:
+def _parsed_opening(view: memoryview, format_version: int) -> tuple[Any, int]:
     """The JSON head and where the data begins."""
     if len(view) < _PREFIX.size:
         raise ChunkError(f"not a chunk: {len(view)} bytes")
@@ -145,7 +149,12 @@ def _parsed_opening(view: memoryview) -> tuple[Any, int]:
     head = view[_PREFIX.size : end]
     if zlib.crc32(head) != checksum:
         raise ChunkError("chunk header is damaged: its checksum does not match")
-    return orjson.loads(head), start
+    parsed = orjson.loads(head)
+    if parsed["format_version"] != format_version:
+        raise ChunkError(
+            f"chunk has format version {shown(parsed['format_version'])}, this is {format_version}"
+        )
+    return parsed, start
 
 
 def _decoded(heads: Any, data: memoryview) -> Iterator[tuple[str, Array]]:

@@ -13,6 +13,7 @@ from shared.wire.chunks import (
     NATS_HEADERS_BYTES,
     decode_chunk,
     encode_chunk,
+    read_header,
     rows_per_message,
     slice_rows,
     worst_case_bytes,
@@ -101,6 +102,15 @@ def test_a_big_endian_array_travels() -> None:
     chunk = image_chunk(noise=True)
     swapped = dataclasses.replace(chunk, action=chunk.action.astype(">i8"))
     assert_same_chunk(decode_chunk(encode_chunk(swapped)), chunk)
+
+
+def test_a_header_is_read_without_the_arrays() -> None:
+    chunk = image_chunk()
+    data = encode_chunk(chunk)
+    assert read_header(data) == chunk.header
+    assert read_header(memoryview(data)[: len(data) // 2]) == chunk.header
+    with pytest.raises(ChunkError, match="not a chunk"):
+        read_header(b"no chunk at all")
 
 
 def test_threads_encode_and_decode_at_once() -> None:

@@ -1,0 +1,279 @@
+"""One measurement: the services and the load around it, and what a window of seconds says."""
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+
+from services.bench.transport_config import TransportConfig
+from services.bench.transport_frames import record
+from services.bench.transport_load import LoadPlan
+from services.local.process import ChildProcess, seedrl
+from services.local.supervisor import free_port
+from services.nats_server import NatsServer, embedded_nats
+from shared.bus.beside import beside
+from shared.bus.connection import Bus, connected_bus
+from shared.bus.key_values import create_spec
+from shared.bus.weights import publish_weights
+from shared.bus.work_queue import QueueConsumer
+from shared.checkpoints import weights_to_bytes
+from shared.config import AgentSettings
+from shared.errors import RunError
+from shared.networks.build import build_network
+from shared.presets import ENV_PREFIX
+from shared.run_spec import own_spec
+from shared.specs import RunSpec
+from shared.types import Array
+from shared.wire.chunks import read_header
+
+_RUN_ID = "bench"
+_NETWORK = "services.bench.transport_network:FreeNetwork"
+_AGENT = AgentSettings.model_validate({"network": _NETWORK, "frame_stack": 4, "unroll": 20})
+_QUEUED_BATCHES = 16  # so that it is not the consumer who is measured
+_STREAMS_OF_A_PROCESS = 2
+_START_SECONDS = 120.0
+_END_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What was measured; CPU seconds are of user and system together, None where the kernel does not tell."""
+
+    observation: tuple[int, ...]
+    group_size: int
+    streams: int
+    seconds: float
+    rows_per_second: float
+    messages_per_second: float
+    latency_p50_ms: float
+    latency_p99_ms: float
+    chunk_megabytes_per_second: float
+    chunks_per_second: float
+    inference_cpu_seconds_per_row: float | None
+    load_cpu_seconds_per_row: float | None
+    nats_cpu_seconds_per_row: float | None
+    consumer_cpu_seconds_per_row: float | None
+    cores: int
+
+
+class _Reading(NamedTuple):
+    """Counters at one moment."""
+
+    chunks: int
+    chunk_bytes: int
+    cpu: dict[str, float | None]  # seconds
+
+
+async def measured(config: TransportConfig, directory: Path) -> Figures:
+    """Starts everything below `directory`, measures, ends everything. Raises SeedrlError."""
+    frames = directory / "frames.npz"
+    num_actions = await asyncio.to_thread(record, frames)
+    port = free_port()
+    streams = [
+        min(_STREAMS_OF_A_PROCESS, config.streams - first)
+        for first in range(0, config.streams, _STREAMS_OF_A_PROCESS)
+    ]
+    plans = [
+        LoadPlan(
+            address=f"127.0.0.1:{port}",
+            run_id=_RUN_ID,
+            frames=str(frames),
+            observation=config.observation,
+            num_actions=num_actions,
+            group_size=config.group_size,
+            streams=count,
+        )
+        for count in streams
+    ]
+    async with (
+        embedded_nats(directory / "nats") as server,
+        connected_bus(server.settings, run_id=_RUN_ID, name="bench", patient=False) as bus,
+    ):
+        await _begin(bus, own_spec(_AGENT, plans[0].spec))
+        sink = ChunkSink(bus)
+        async with (
+            _inference(server, port, directory) as inference,
+            _loads(plans) as loads,
+            beside(sink.run(), _stays(inference)),
+        ):
+            pids: dict[str, list[int | None]] = {
+                "inference": [inference.pid],
+                "load": [load.pid for load in loads],
+                "nats": [server.process.pid],
+                "consumer": [os.getpid()],
+            }
+            return await _window(config, loads, sink, pids)
+
+
+async def _begin(bus: Bus, spec: RunSpec) -> None:
+    """The run's spec and its first weights: without a learner, and without waiting for an actor."""
+    await create_spec(bus, spec)
+    data = weights_to_bytes(build_network(spec).state_dict())
+    await publish_weights(bus, data, update=0, network_hash=spec.network_hash)
+
+
+class ChunkSink:
+    """Takes and acknowledges every chunk; looks at its header only."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._consumer = QueueConsumer(bus)
+        self.chunks = 0
+        self.chunk_bytes = 0
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            for message in await self._consumer.fetch(16, timeout=1.0):
+                self.chunk_bytes += len(message.data)
+                self.chunks += read_header(message.data).first_row == 0  # further ones are its other rows
+                await message.ack()
+
+
+async def _window(
+    config: TransportConfig, loads: list["_Load"], sink: ChunkSink, pids: Mapping[str, Sequence[int | None]]
+) -> Figures:
+    async with asyncio.timeout(_START_SECONDS):
+        for load in loads:
+            await load.ready()
+    begin = time.monotonic() + config.warm_up
+    end = begin + config.seconds
+    for load in loads:
+        load.measure(begin, end)
+    readings = []
+    for moment in (begin, end):
+        await asyncio.sleep(max(0.0, moment - time.monotonic()))
+        cpu = {name: _cpu_seconds(numbers) for name, numbers in pids.items()}
+        readings.append(_Reading(sink.chunks, sink.chunk_bytes, cpu))
+    latencies = np.concatenate([await load.latencies() for load in loads])
+    return _figures(config, latencies, *readings)
+
+
+def _figures(config: TransportConfig, latencies: Array, before: _Reading, after: _Reading) -> Figures:
+    if not len(latencies):
+        raise RunError("no step was answered within the window; give a larger --seconds")
+    rows = len(latencies) * config.group_size
+    p50, p99 = np.percentile(latencies, (50, 99)) * 1e3
+
+    def per_row(name: str) -> float | None:
+        used, was = after.cpu[name], before.cpu[name]
+        return None if used is None or was is None else (used - was) / rows
+
+    return Figures(
+        observation=config.observation,
+        group_size=config.group_size,
+        streams=config.streams,
+        seconds=config.seconds,
+        rows_per_second=rows / config.seconds,
+        messages_per_second=len(latencies) / config.seconds,
+        latency_p50_ms=float(p50),
+        latency_p99_ms=float(p99),
+        chunk_megabytes_per_second=(after.chunk_bytes - before.chunk_bytes) / 1e6 / config.seconds,
+        chunks_per_second=(after.chunks - before.chunks) / config.seconds,
+        inference_cpu_seconds_per_row=per_row("inference"),
+        load_cpu_seconds_per_row=per_row("load"),
+        nats_cpu_seconds_per_row=per_row("nats"),
+        consumer_cpu_seconds_per_row=per_row("consumer"),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _inference(server: NatsServer, port: int, directory: Path) -> AsyncIterator[ChildProcess]:
+    """The service as a run has it, on the CPU."""
+    where = ("--run-id", _RUN_ID, "--nats-url", server.url, "--port", str(port), "--log-format", "json")
+    agent = ("--network", _NETWORK, "--frame-stack", str(_AGENT.frame_stack), "--unroll", str(_AGENT.unroll))
+    how = ("--device", "cpu", "--precision", "float32", "--max-queued-batches", str(_QUEUED_BATCHES))
+    process = ChildProcess(
+        "inference",
+        lambda: seedrl("inference", *where, *agent, *how),
+        environment={"SEEDRL_NATS_TOKEN": server.token},
+        log=directory / "inference.log",
+    )
+    await process.start()
+    try:
+        yield process
+    finally:
+        process.terminate()
+        await process.ended(within=_END_SECONDS)
+
+
+async def _stays(inference: ChildProcess) -> None:
+    """Raises RunError when the service ends."""
+    await inference.wait()
+    raise RunError(f"inference ended: {inference.last_words()}")
+
+
+class _Load:
+    """A running load process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._process = process
+        self._input, self._output, self._errors = process.stdin, process.stdout, process.stderr
+        self.pid = process.pid
+
+    async def ready(self) -> None:
+        """Waits until every stream was answered. Raises RunError when one cannot be."""
+        if await self._output.readline() != b"ready\n":
+            await self._fail()
+
+    def measure(self, begin: float, end: float) -> None:
+        """Names the window, on the monotonic clock."""
+        self._input.write(f"{begin!r} {end!r}\n".encode())
+
+    async def latencies(self) -> Array:
+        """[messages] seconds of each, once the window is over. Raises RunError."""
+        output = await self._output.read()
+        if await self._process.wait() != 0:
+            await self._fail()
+        return np.array(orjson.loads(output), np.float64)
+
+    async def _fail(self) -> None:
+        lines = (await self._errors.read()).decode(errors="replace").splitlines()
+        raise RunError(f"load: {lines[-1].removeprefix('seedrl: ') if lines else 'it ended'}")
+
+
+@contextlib.asynccontextmanager
+async def _loads(plans: list[LoadPlan]) -> AsyncIterator[list[_Load]]:
+    """A process for each plan; they are gone on leaving."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    pipe = asyncio.subprocess.PIPE
+    async with contextlib.AsyncExitStack() as stack:
+        loads = []
+        for plan in plans:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "services.bench.transport_load", orjson.dumps(tuple(plan)).decode()),
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is answered by this process alone
+            )
+            stack.push_async_callback(_killed, process)
+            loads.append(_Load(process))
+        yield loads
+
+
+async def _killed(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+def _cpu_seconds(pids: Sequence[int | None]) -> float | None:
+    """User and system time of processes with all their threads."""
+    try:
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    except OSError:
+        return None
+    return sum(int(ticks) for stat in stats for ticks in stat[11:13]) / os.sysconf("SC_CLK_TCK")
