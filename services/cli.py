@@ -67,6 +67,11 @@ COMMANDS = {
         "services.bench.config:PipelineConfig",
         "services.bench.pipeline:pipeline",
     ),
+    "bench transport": Command(
+        "rows per second and latency through inference with a free policy",
+        "services.bench.transport_config:TransportConfig",
+        "services.bench.transport:transport",
+    ),
     **SERVICES,
 }
 _INTERRUPTED = 130  # as a shell says it of SIGINT

