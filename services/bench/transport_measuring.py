@@ -17,8 +17,8 @@ from services.bench.transport_config import TransportConfig
 from services.bench.transport_frames import record
 from services.bench.transport_load import LoadPlan
 from services.local.process import ChildProcess, seedrl
-from services.local.supervisor import free_port
 from services.nats_server import NatsServer, embedded_nats
+from shared.addresses import free_port
 from shared.bus.beside import beside
 from shared.bus.connection import Bus, connected_bus
 from shared.bus.key_values import create_spec
