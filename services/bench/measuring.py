@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.bench.config import PipelineConfig
+from services.bench.cpu import children, cpu_seconds
 from services.local.config import TrainConfig
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
@@ -22,8 +22,7 @@ from shared.errors import RunError
 Samples = dict[tuple[str, str], float]  # (sample's name, its label's value or "") -> value
 
 _START_SECONDS = 300.0
-_POLL_SECONDS = 0.2
-_TICKS = os.sysconf("SC_CLK_TCK")
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,16 @@ async def measured(config: PipelineConfig, training: TrainConfig) -> Measurement
 
 
 async def _watched(config: PipelineConfig, probe: "Probe") -> Measurement:
-    async with asyncio.timeout(_START_SECONDS):
-        await probe.found()
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            await probe.found()
+    except TimeoutError:
+        raise RunError(f"the training did not begin within {_START_SECONDS:g} s") from None
     await asyncio.sleep(config.warm_up_seconds)
-    readings = [await probe.read()]
+    readings = [await probe.read_after_update()]
     for _ in range(config.windows):
         await asyncio.sleep(config.window_seconds)
-        readings.append(await probe.read())
+        readings.append(await probe.read_after_update())
     return measurement(readings)
 
 
@@ -113,13 +115,21 @@ class Probe:
         """Waits until every service answers and the first update is done."""
         while True:
             await asyncio.sleep(_POLL_SECONDS)
-            if all(_address(self._log(name)) for name in self._run.services):
-                learner = await self._samples("learner")
-                if learner.get(("seedrl_learner_updates_total", ""), 0.0) > 0:
-                    return
+            if all(_address(self._log(name)) for name in self._run.services) and await self._updates() > 0:
+                return
 
-    async def read(self) -> Reading:
-        """All counters now."""
+    async def read_after_update(self) -> Reading:
+        """All counters when the next update is done: updates count hundreds of steps at once."""
+        updates = newest = await self._updates()
+        while newest == updates:
+            await asyncio.sleep(_POLL_SECONDS)
+            newest = await self._updates()
+        return await self._read()
+
+    async def _updates(self) -> float:
+        return (await self._samples("learner")).get(("seedrl_learner_updates_total", ""), 0.0)
+
+    async def _read(self) -> Reading:
         learner, inference, *actors = await asyncio.gather(
             *map(self._samples, ("learner", "inference", *self._actors))
         )
@@ -144,9 +154,9 @@ class Probe:
     def _cpu(self) -> dict[str, float]:
         names = {service.process.pid: name for name, service in self._run.services.items()}
         used = dict.fromkeys(("actor", "inference", "learner", "nats"), 0.0)
-        for pid in _children():
+        for pid in children():
             name = names.get(pid, "nats").partition("-")[0]
-            used[name] += _cpu_seconds(pid)
+            used[name] += cpu_seconds(pid)
         return used
 
     async def _samples(self, service: str) -> Samples:
@@ -169,22 +179,3 @@ def _address(log: Path) -> str | None:
             if '"event":"http"' in line:
                 return str(orjson.loads(line)["address"])
     return None
-
-
-def _children() -> list[int]:
-    """The processes that this one started."""
-    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-    return [pid for pid in pids if _stat(pid)[1:2] == [str(os.getpid())]]
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its threads; 0 when it is gone."""
-    return sum(map(int, _stat(pid)[11:13])) / _TICKS
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name, from the state on; empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []

@@ -19,6 +19,7 @@ from services.actor.autoreset import episode_starts
 from services.actor.environments import GroupMaker
 from services.actor.spaces import ObservationEncoder, environment_spec
 from services.bench.config import PipelineConfig
+from services.bench.cpu import own_cpu_seconds
 from services.inference.memory import keep_freed_memory
 from services.learner.batches import TrainingBatch
 from services.learner.training import VTraceTrainer
@@ -204,7 +205,7 @@ def main(stage: str, arguments: Sequence[str]) -> None:
         works[stage](config),
         windows=config.windows,
         window_seconds=config.stage_seconds,
-        clock=time.process_time if on_cpu else time.perf_counter,
+        clock=own_cpu_seconds if on_cpu else time.perf_counter,
     )
     print(orjson.dumps({"seconds_per_step": seconds}).decode())
 

@@ -190,7 +190,16 @@ async def _inference(server: NatsServer, port: int, directory: Path) -> AsyncIte
     """The service as a run has it, on the CPU."""
     where = ("--run-id", _RUN_ID, "--nats-url", server.url, "--port", str(port), "--log-format", "json")
     agent = ("--network", _NETWORK, "--frame-stack", str(_AGENT.frame_stack), "--unroll", str(_AGENT.unroll))
-    how = ("--device", "cpu", "--precision", "float32", "--max-queued-batches", str(_QUEUED_BATCHES))
+    how = (
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--max-batch-delay",
+        "0",
+        "--max-queued-batches",
+        str(_QUEUED_BATCHES),
+    )
     process = ChildProcess(
         "inference",
         lambda: seedrl("inference", *where, *agent, *how),
