@@ -143,8 +143,9 @@ async def _until_the_run_is_over(group: Group, stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _make_group(config: ActorConfig, index: int) -> SteppedGroup:
-    maker = GroupMaker(
+def group_maker(config: ActorConfig) -> GroupMaker:
+    """What makes the groups that `config` asks for."""
+    return GroupMaker(
         env=config.env,
         group_size=config.group_size,
         vectorization=config.vectorization,
@@ -152,7 +153,11 @@ def _make_group(config: ActorConfig, index: int) -> SteppedGroup:
         life_loss=config.life_loss,
         env_threads=config.env_threads,
     )
-    return SteppedGroup(maker, seeds=group_seeds(config.seed, actor_id=config.actor_id, group=index))
+
+
+def _make_group(config: ActorConfig, index: int) -> SteppedGroup:
+    seeds = group_seeds(config.seed, actor_id=config.actor_id, group=index)
+    return SteppedGroup(group_maker(config), seeds=seeds)
 
 
 def group_seeds(seed: int | None, *, actor_id: str, group: int) -> np.random.SeedSequence:

@@ -16,7 +16,7 @@ import orjson
 import torch
 
 from services.actor.autoreset import episode_starts
-from services.actor.environments import GroupMaker
+from services.actor.service import group_maker
 from services.actor.spaces import ObservationEncoder, environment_spec
 from services.bench.config import PipelineConfig
 from services.bench.cpu import own_cpu_seconds
@@ -57,7 +57,7 @@ def _window(work: Callable[[], int], seconds: float, clock: Callable[[], float])
 
 def env_work(config: PipelineConfig) -> Callable[[], int]:
     """Steps one group with random actions; returns the steps that were no reset steps."""
-    group = _group(config)
+    group: Any = group_maker(config)()
     _, info = group.reset(seed=0)
     starts = episode_starts(group, info)
     actions = np.random.default_rng(0).integers(group.single_action_space.n, size=(1000, config.group_size))
@@ -153,17 +153,6 @@ def learner_work(config: PipelineConfig) -> Callable[[], int]:
     return work
 
 
-def _group(config: PipelineConfig) -> Any:
-    return GroupMaker(
-        env=config.env,
-        group_size=config.group_size,
-        vectorization=config.vectorization,
-        env_kwargs=config.env_kwargs,
-        life_loss=config.life_loss,
-        env_threads=config.env_threads,
-    )()
-
-
 def _history(frames: Leaves, rows: int, *, stack: int, device: torch.device) -> Leaves:
     """Zeros [rows, stack − 1, …] of every leaf; empty without stacking."""
     return {
@@ -175,7 +164,7 @@ def _history(frames: Leaves, rows: int, *, stack: int, device: torch.device) -> 
 
 def _recorded(config: PipelineConfig, *, steps: int, rows: int | None = None) -> tuple[RunSpec, Leaves]:
     """The run's spec, and observations [rows, steps, …] of every leaf; rows beyond a group's are repeated."""
-    group = _group(config)
+    group: Any = group_maker(config)()
     spec = own_spec(config, environment_spec(group.single_observation_space, group.single_action_space))
     encode = ObservationEncoder(group.single_observation_space, group_size=config.group_size)
     observation, _ = group.reset(seed=0)
