@@ -17,11 +17,11 @@ from services.bench.interruption import uninterrupted
 from services.bench.measuring import Measurement, measured
 from services.bench.stages import STAGES, Stage
 from services.local.config import CONFIG_FILE, TrainConfig, write_config
+from services.local.process import clean_environment
 from services.local.run import KEEP_MEMORY
 from services.parent_death import ending_with_this_process
 from shared.errors import RunError
 from shared.networks.precision import resolve_device
-from shared.presets import ENV_PREFIX
 from shared.telemetry import configure_logging
 
 _STAGE_SECONDS = 300.0  # beside its windows: torch, environments and the first, slow, batches
@@ -72,7 +72,7 @@ async def _stage(stage: Stage, config: PipelineConfig, training: TrainConfig) ->
         *("--windows", str(config.windows), "--stage-seconds", str(config.stage_seconds)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**_environment(), **(KEEP_MEMORY if stage == "learner" else {})},
+        env={**clean_environment(), **(KEEP_MEMORY if stage == "learner" else {})},
         start_new_session=True,  # Ctrl-C is answered by this process alone
         preexec_fn=ending_with_this_process(),
     )
@@ -90,11 +90,6 @@ async def _stage(stage: Stage, config: PipelineConfig, training: TrainConfig) ->
         words = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         raise RunError(f"stage {stage} alone failed: {words.removeprefix('seedrl: ')}")
     return float(orjson.loads(output)["seconds_per_step"])
-
-
-def _environment() -> dict[str, str]:
-    """That of here, without settings: those are in the run's configuration already."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
 
 
 def _figures(config: PipelineConfig, costs: dict[Stage, float], together: Measurement) -> dict[str, Any]:

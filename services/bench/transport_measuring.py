@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
+from services.bench.cpu import cpu_seconds
 from services.bench.transport_config import TransportConfig
 from services.bench.transport_frames import record
 from services.bench.transport_load import LoadPlan
-from services.local.process import ChildProcess, seedrl
+from services.local.process import ChildProcess, clean_environment, seedrl
 from services.nats_server import NatsServer, embedded_nats
 from shared.addresses import free_port
 from shared.bus.beside import beside
@@ -28,7 +29,6 @@ from shared.checkpoints import weights_to_bytes
 from shared.config import AgentSettings
 from shared.errors import RunError
 from shared.networks.build import build_network
-from shared.presets import ENV_PREFIX
 from shared.run_spec import own_spec
 from shared.specs import RunSpec
 from shared.types import Array
@@ -45,7 +45,7 @@ _END_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured; CPU seconds are of user and system together, None where the kernel does not tell."""
+    """What was measured; CPU seconds are of user and system together."""
 
     observation: tuple[int, ...]
     group_size: int
@@ -57,10 +57,10 @@ class Figures:
     latency_p99_ms: float
     chunk_megabytes_per_second: float
     chunks_per_second: float
-    inference_cpu_seconds_per_row: float | None
-    load_cpu_seconds_per_row: float | None
-    nats_cpu_seconds_per_row: float | None
-    consumer_cpu_seconds_per_row: float | None
+    inference_cpu_seconds_per_row: float
+    load_cpu_seconds_per_row: float
+    nats_cpu_seconds_per_row: float
+    consumer_cpu_seconds_per_row: float
     cores: int
 
 
@@ -69,7 +69,7 @@ class _Reading(NamedTuple):
 
     chunks: int
     chunk_bytes: int
-    cpu: dict[str, float | None]  # seconds
+    cpu: dict[str, float]  # seconds
 
 
 async def measured(config: TransportConfig, directory: Path) -> Figures:
@@ -104,8 +104,8 @@ async def measured(config: TransportConfig, directory: Path) -> Figures:
             _loads(plans) as loads,
             beside(sink.run(), _stays(inference)),
         ):
-            pids: dict[str, list[int | None]] = {
-                "inference": [inference.pid],
+            pids: dict[str, list[int]] = {
+                "inference": [pid for pid in (inference.pid,) if pid],
                 "load": [load.pid for load in loads],
                 "nats": [server.process.pid],
                 "consumer": [os.getpid()],
@@ -138,7 +138,7 @@ class ChunkSink:
 
 
 async def _window(
-    config: TransportConfig, loads: list["_Load"], sink: ChunkSink, pids: Mapping[str, Sequence[int | None]]
+    config: TransportConfig, loads: list["_Load"], sink: ChunkSink, pids: Mapping[str, Sequence[int]]
 ) -> Figures:
     async with asyncio.timeout(_START_SECONDS):
         for load in loads:
@@ -150,7 +150,7 @@ async def _window(
     readings = []
     for moment in (begin, end):
         await asyncio.sleep(max(0.0, moment - time.monotonic()))
-        cpu = {name: _cpu_seconds(numbers) for name, numbers in pids.items()}
+        cpu = {name: sum(map(cpu_seconds, numbers)) for name, numbers in pids.items()}
         readings.append(_Reading(sink.chunks, sink.chunk_bytes, cpu))
     latencies = np.concatenate([await load.latencies() for load in loads])
     return _figures(config, latencies, *readings)
@@ -162,9 +162,8 @@ def _figures(config: TransportConfig, latencies: Array, before: _Reading, after:
     rows = len(latencies) * config.group_size
     p50, p99 = np.percentile(latencies, (50, 99)) * 1e3
 
-    def per_row(name: str) -> float | None:
-        used, was = after.cpu[name], before.cpu[name]
-        return None if used is None or was is None else (used - was) / rows
+    def per_row(name: str) -> float:
+        return (after.cpu[name] - before.cpu[name]) / rows
 
     return Figures(
         observation=config.observation,
@@ -181,7 +180,7 @@ def _figures(config: TransportConfig, latencies: Array, before: _Reading, after:
         load_cpu_seconds_per_row=per_row("load"),
         nats_cpu_seconds_per_row=per_row("nats"),
         consumer_cpu_seconds_per_row=per_row("consumer"),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=len(os.sched_getaffinity(0)),
     )
 
 
@@ -190,16 +189,8 @@ async def _inference(server: NatsServer, port: int, directory: Path) -> AsyncIte
     """The service as a run has it, on the CPU."""
     where = ("--run-id", _RUN_ID, "--nats-url", server.url, "--port", str(port), "--log-format", "json")
     agent = ("--network", _NETWORK, "--frame-stack", str(_AGENT.frame_stack), "--unroll", str(_AGENT.unroll))
-    how = (
-        "--device",
-        "cpu",
-        "--precision",
-        "float32",
-        "--max-batch-delay",
-        "0",
-        "--max-queued-batches",
-        str(_QUEUED_BATCHES),
-    )
+    # A free policy gains nothing from larger batches, so no request waits for another one.
+    how = ("--device", "cpu", "--max-batch-delay", "0", "--max-queued-batches", str(_QUEUED_BATCHES))
     process = ChildProcess(
         "inference",
         lambda: seedrl("inference", *where, *agent, *how),
@@ -255,7 +246,6 @@ class _Load:
 @contextlib.asynccontextmanager
 async def _loads(plans: list[LoadPlan]) -> AsyncIterator[list[_Load]]:
     """A process for each plan; they are gone on leaving."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     pipe = asyncio.subprocess.PIPE
     async with contextlib.AsyncExitStack() as stack:
         loads = []
@@ -265,7 +255,7 @@ async def _loads(plans: list[LoadPlan]) -> AsyncIterator[list[_Load]]:
                 stdin=pipe,
                 stdout=pipe,
                 stderr=pipe,
-                env=environment,
+                env=clean_environment(),
                 start_new_session=True,  # Ctrl-C is answered by this process alone
             )
             stack.push_async_callback(_killed, process)
@@ -277,12 +267,3 @@ async def _killed(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.wait()
-
-
-def _cpu_seconds(pids: Sequence[int | None]) -> float | None:
-    """User and system time of processes with all their threads."""
-    try:
-        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
-    except OSError:
-        return None
-    return sum(int(ticks) for stat in stats for ticks in stat[11:13]) / os.sysconf("SC_CLK_TCK")

@@ -22,8 +22,9 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 _END_SECONDS = 1.0  # for calls to take notice of their status
 
 OPTIONS = (
-    # The servicer refuses, in words and counted, what is above the limit; gRPC, silently, twice as much.
-    ("grpc.max_receive_message_length", 2 * (MAX_MESSAGE_BYTES + FRAMING_BYTES)),
+    # No limit of gRPC's own, which would end the stream without a word here: the servicer refuses what is too
+    # large, and counts it.
+    ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES + FRAMING_BYTES),
     # An actor's machine that vanished without a word is noticed after 10 + 10 s.
     ("grpc.keepalive_time_ms", 10_000),

@@ -19,6 +19,11 @@ def seedrl(*words: str) -> list[str]:
     return [sys.executable, "-m", "services.cli", *words]
 
 
+def clean_environment() -> dict[str, str]:
+    """What a child inherits: no settings, which are in its configuration already and would win over it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
 class ChildProcess:
     """A service as a child of this process; it gets SIGTERM when this process dies."""
 
@@ -28,9 +33,7 @@ class ChildProcess:
         self.name = name
         self.log = log
         self.command = command  # asked at every start
-        # What the person set is in the run's configuration already; set again it would win over it.
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
-        self._environment = {**inherited, **environment}
+        self._environment = {**clean_environment(), **environment}
         self._process: asyncio.subprocess.Process | None = None
         self._log_start = 0
 

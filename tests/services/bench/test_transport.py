@@ -1,7 +1,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,26 +14,26 @@ from services.bench.transport_frames import record, recorded_steps
 from services.bench.transport_network import FreeNetwork
 from shared.networks.contract import check_network
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec
-from tests.support.commands import environment, one_clear_line
+from tests.support.commands import command, environment, one_clear_line
 from tests.support.waiting import eventually
 
 SMALL = ("--group-size", "8", "--warm-up", "0.1")
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "services.bench.transport", *words]
-
-
 def bench(*words: str, temporary: Path) -> subprocess.CompletedProcess[str]:
     settings = environment(TMPDIR=str(temporary))
-    return subprocess.run(command(*words), env=settings, capture_output=True, text=True, timeout=90)
+    return subprocess.run(
+        command("bench", "transport", *words), env=settings, capture_output=True, text=True, timeout=90
+    )
 
 
 @contextmanager
 def started(*words: str, temporary: Path) -> Iterator["subprocess.Popen[str]"]:
     settings = environment(TMPDIR=str(temporary))
     pipe = subprocess.PIPE
-    with subprocess.Popen(command(*words), env=settings, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(
+        command("bench", "transport", *words), env=settings, stdout=pipe, stderr=pipe, text=True
+    ) as process:
         try:
             yield process
         finally:
@@ -95,7 +94,7 @@ async def test_ctrl_c_ends_every_process_and_leaves_no_file(tmp_path: Path) -> N
         pids = await all_children(process)
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=30)
-    assert (process.returncode, *output) == (130, "", "")
+    assert (process.returncode, *output) == (130, "", "seedrl: interrupted\n")
     assert not any(map(is_running, pids.values()))
     assert not os.listdir(tmp_path)
 

@@ -94,9 +94,10 @@ async def test_garbage_is_counted_and_answered(peers: Peers) -> None:
     await peers.healthy.play(1)
 
 
-async def test_a_message_above_the_limit_ends_its_own_stream_only(peers: Peers) -> None:
+@pytest.mark.parametrize("size", [MAX_MESSAGE_BYTES + 2**20, 4 * MAX_MESSAGE_BYTES])
+async def test_a_message_above_the_limit_ends_its_own_stream_only(peers: Peers, size: int) -> None:
     stream = await peers.service.joined(CountingGroup(2, seed=1))
-    await stream.send(bytes(MAX_MESSAGE_BYTES + 2**20))
+    await stream.send(bytes(size))
     with pytest.raises(Ended, match="larger than max") as ended:
         await stream.receive()
     assert ended.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
