@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from services.inference.assembler import ChunkStart
+from services.inference.frames import FrameMemory
 from services.inference.staging import Staging, torch_dtype
 from shared.errors import RunError
 from shared.networks.interface import Network, NetworkInput, State
 from shared.networks.precision import Precision, autocast
-from shared.networks.unroll import network_input, next_history
+from shared.networks.unroll import previous_inputs
 from shared.specs import RunSpec
 from shared.types import Array
 
@@ -43,7 +44,7 @@ class Answers(NamedTuple):
 
 
 class Model:
-    """A network with recurrent state, frame history and previous action of every slot.
+    """A network with recurrent state, newest frames and previous action of every slot.
 
     A slot's first step must be `is_first`; nothing is cleared when it gets a new owner.
     """
@@ -105,25 +106,39 @@ class Model:
             each[rows].to(self._device, non_blocking=True)
             for each in (staging.is_first, staging.reward, staging.greedy)
         )
-        inputs = network_input(
-            frames={
-                name: leaf[rows].to(self._device, non_blocking=True).unsqueeze(1)
-                for name, leaf in staging.observation.items()
-            },
-            history={name: slots.read(leaf) for name, leaf in self._memory.history.items()},
-            is_first=is_first.unsqueeze(1),
+        previous_action, previous_reward = previous_inputs(
             previous_action=slots.read(self._memory.previous_action),
             previous_reward=reward,
+            is_first=is_first.unsqueeze(1),
             reward_clip=self._spec.reward_clip,
+        )
+        inputs = NetworkInput(
+            observation={
+                name: self._stacked(name, leaf[rows].to(self._device, non_blocking=True), batch).unsqueeze(0)
+                for name, leaf in staging.observation.items()
+            },
+            previous_action=previous_action,
+            previous_reward=previous_reward,
+            is_first=is_first.unsqueeze(0),
         )
         state = tuple(_zeroed(slots.read(leaf), is_first) for leaf in self._memory.state)
         output, next_state = self._network(inputs, state)
         logits = output.policy_logits[0].float()
         action = self._chosen(logits, greedy)
         start = None if batch.starts is None else self._start(batch, inputs, state, reward)
-        self._memory.write(slots, next_state, inputs, action)
+        self._memory.write(slots, next_state, action)
         return Answers(
             action.cpu().numpy(), logits.cpu().numpy(), start, self.weights_version, self.weights_update, 0.0
+        )
+
+    def _stacked(self, name: str, frames: Tensor, batch: PackedBatch) -> Tensor:
+        """[n, S, …] of the newest frames [n, …]; as they are without stacking."""
+        memory = self._memory.frames.get(name)
+        if memory is None:
+            return frames
+        rows = slice(0, batch.rows)
+        return memory.push(
+            batch.staging.slots_array[rows], frames, is_first=batch.staging.is_first_array[rows]
         )
 
     def _chosen(self, logits: Tensor, greedy: Tensor) -> Tensor:
@@ -140,12 +155,12 @@ class Model:
         rows = _Places(batch.starts, self._device)
 
         def host(tensor: Tensor) -> Array:
-            array: Array = rows.read(tensor).cpu().numpy()
+            array: Array = rows.read(tensor).to("cpu", copy=True).numpy()
             return array
 
         return ChunkStart(
             state=tuple(host(leaf) for leaf in state),
-            history={name: host(inputs.observation[name][0, :, :-1]) for name in self._memory.history},
+            history={name: host(inputs.observation[name][0, :, :-1]) for name in self._memory.frames},
             previous_action=host(inputs.previous_action[0]),
             previous_reward=host(_zeroed(reward, inputs.is_first[0])),
         )
@@ -155,13 +170,12 @@ class _Memory:
     """Tensors [slots, …] that grow with the highest slot in use."""
 
     def __init__(self, spec: RunSpec, network: Network, device: torch.device) -> None:
-        stacked = spec.network.frame_stack - 1
-        leaves = spec.environment.observation if stacked else ()
+        stack = spec.network.frame_stack
         self.slots = 0
         self.state: State = tuple(leaf.to(device)[:0] for leaf in network.initial_state(1))
-        self.history = {
-            leaf.name: torch.zeros((0, stacked, *leaf.shape), dtype=torch_dtype(leaf.dtype), device=device)
-            for leaf in leaves
+        self.frames = {
+            leaf.name: FrameMemory(leaf.shape, torch_dtype(leaf.dtype), stack=stack, device=device)
+            for leaf in (spec.environment.observation if stack > 1 else ())
         }
         self.previous_action = torch.zeros(0, dtype=torch.int64, device=device)
 
@@ -171,15 +185,14 @@ class _Memory:
             return
         self.slots = max(slots, 2 * self.slots, _LEAST_SLOTS)
         self.state = tuple(self._larger(leaf) for leaf in self.state)
-        self.history = {name: self._larger(leaf) for name, leaf in self.history.items()}
+        for frames in self.frames.values():
+            frames.grow(self.slots)
         self.previous_action = self._larger(self.previous_action)
 
-    def write(self, slots: "_Places", state: State, inputs: NetworkInput, action: Tensor) -> None:
+    def write(self, slots: "_Places", state: State, action: Tensor) -> None:
         """Remembers what the next step of these slots needs."""
         for mine, new in zip(self.state, state, strict=True):
             slots.write(mine, new)
-        for name, frames in self.history.items():
-            slots.write(frames, next_history(inputs.observation[name][0]))
         slots.write(self.previous_action, action)
 
     def _larger(self, tensor: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Staging:
         self.greedy = tensor((), "bool")
         self.slots = tensor((), "int64")
         self._leaves = {name: leaf.numpy() for name, leaf in self.observation.items()}
-        self._reward, self._is_first, self._greedy, self.slots_array = (
+        self._reward, self.is_first_array, self._greedy, self.slots_array = (
             each.numpy() for each in (self.reward, self.is_first, self.greedy, self.slots)
         )
 
@@ -38,7 +38,7 @@ class Staging:
         for name, leaf in step.observation.items():
             self._leaves[name][rows] = leaf
         self._reward[rows] = step.reward
-        self._is_first[rows] = step.is_first
+        self.is_first_array[rows] = step.is_first
         self._greedy[rows] = greedy
         self.slots_array[rows] = slots
 
@@ -48,7 +48,7 @@ class Staging:
             array[offset : end - rows] = array[offset + rows : end]
 
     def _all(self) -> list[Array]:
-        return [*self._leaves.values(), self._reward, self._is_first, self._greedy, self.slots_array]
+        return [*self._leaves.values(), self._reward, self.is_first_array, self._greedy, self.slots_array]
 
 
 class StagingPool:

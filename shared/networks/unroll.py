@@ -12,7 +12,7 @@ from torch import Tensor
 from shared.networks.interface import NetworkInput
 
 # torch can zero few elements of its younger unsigned types only as signed ones.
-_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 def network_input(
@@ -79,7 +79,7 @@ def stack_frames(history: Tensor | None, frames: Tensor, is_first: Tensor) -> Te
     if not is_first.is_cuda and not is_first.any():  # most often so; on a GPU, asking costs more than doing
         return stacked
     before = _before_episode(is_first, stack)
-    plain = stacked.view(_SIGNED.get(stacked.dtype, stacked.dtype))
+    plain = stacked.view(SIGNED.get(stacked.dtype, stacked.dtype))
     if plain.is_cuda:
         plain.masked_fill_(before.view(*before.shape, *[1] * len(shape)), 0)
     else:  # few frames; a mask over all of them would pass over every byte, 15 times slower
