@@ -24,16 +24,39 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
 
 
+def _before_it_runs(niceness: int) -> Callable[[], None]:
+    end_with_parent = ending_with_this_process()
+
+    def prepare() -> None:
+        end_with_parent()
+        os.nice(niceness)
+        # Where Linux schedules each session as a whole, this is what counts between sessions.
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:
+            autogroup.write(str(niceness))
+
+    return prepare
+
+
 class ChildProcess:
-    """A service as a child of this process; it gets SIGTERM when this process dies."""
+    """A service as a child of this process; it gets SIGTERM when this process dies.
+
+    `niceness`: how much it stands back when others want the processor, 0 to 19 (nice).
+    """
 
     def __init__(
-        self, name: str, command: Callable[[], Sequence[str]], *, environment: Mapping[str, str], log: Path
+        self,
+        name: str,
+        command: Callable[[], Sequence[str]],
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        niceness: int = 0,
     ) -> None:
         self.name = name
         self.log = log
         self.command = command  # asked at every start
         self._environment = {**clean_environment(), **environment}
+        self._niceness = niceness
         self._process: asyncio.subprocess.Process | None = None
         self._log_start = 0
 
@@ -53,7 +76,7 @@ class ChildProcess:
                 stderr=output,
                 env=self._environment,
                 start_new_session=True,  # so that Ctrl-C reaches the supervisor alone
-                preexec_fn=ending_with_this_process(),
+                preexec_fn=_before_it_runs(self._niceness),
             )
 
     async def wait(self) -> int:

@@ -19,6 +19,9 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
 
+# Of the processor, what actors would take from the learner comes back as trajectories that wait and grow old.
+ACTOR_NICENESS = 5
+
 
 class LocalRun:
     """The services of a run below one supervisor."""
@@ -87,10 +90,15 @@ class LocalRun:
         logs.mkdir(exist_ok=True)
         secret = self.nats.nats_token
         credentials = {"SEEDRL_NATS_TOKEN": secret.get_secret_value()} if secret else {}
-        knows_nats = {} if name.startswith("actor") else credentials
+        is_actor = name.startswith("actor")
+        knows_nats = {} if is_actor else credentials
         return SupervisedService(
             ChildProcess(
-                name, command, environment={**(environment or {}), **knows_nats}, log=logs / f"{name}.log"
+                name,
+                command,
+                environment={**(environment or {}), **knows_nats},
+                log=logs / f"{name}.log",
+                niceness=ACTOR_NICENESS if is_actor else 0,
             )
         )
 

@@ -77,3 +77,17 @@ asyncio.run(main())
         return
     assert select.select([descriptor], [], [], 10)[0], "the child outlived its supervisor"
     os.close(descriptor)
+
+
+async def test_a_nice_child_stands_back_as_a_process_and_as_a_session(tmp_path: Path) -> None:
+    autogroup = Path("/proc/self/autogroup")
+    code = f"""
+import os, pathlib
+group = pathlib.Path({str(autogroup)!r})
+print("seedrl:", os.nice(0), group.read_text().split()[-1] if group.exists() else "7")
+"""
+    command = [sys.executable, "-c", code]
+    process = ChildProcess("c", lambda: command, environment={}, log=tmp_path / "c.log", niceness=7)
+    await process.start()
+    assert await process.wait() == 0
+    assert process.last_words() == f"{os.nice(0) + 7} 7"
