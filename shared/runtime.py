@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import uvloop
 
 from shared.errors import SeedrlError
+from shared.memory import keep_freed_memory
 from shared.telemetry import get_logger
 
 T = TypeVar("T")
@@ -80,6 +81,7 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]], *, grace_secon
     line on stderr and its own exit status; any other error is logged with its traceback and gives 1. Of
     several errors the first decides. To be called in the main thread.
     """
+    keep_freed_memory()
     stop = asyncio.Event()
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     loop = runner.get_loop()

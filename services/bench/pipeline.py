@@ -18,7 +18,6 @@ from services.bench.measuring import Measurement, measured
 from services.bench.stages import STAGES, Stage
 from services.local.config import CONFIG_FILE, TrainConfig, write_config
 from services.local.process import clean_environment
-from services.local.run import KEEP_MEMORY
 from services.parent_death import ending_with_this_process
 from shared.errors import RunError
 from shared.networks.precision import resolve_device
@@ -72,7 +71,7 @@ async def _stage(stage: Stage, config: PipelineConfig, training: TrainConfig) ->
         *("--windows", str(config.windows), "--stage-seconds", str(config.stage_seconds)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**clean_environment(), **(KEEP_MEMORY if stage == "learner" else {})},
+        env=clean_environment(),
         start_new_session=True,  # Ctrl-C is answered by this process alone
         preexec_fn=ending_with_this_process(),
     )

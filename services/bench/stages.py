@@ -20,11 +20,11 @@ from services.actor.service import group_maker
 from services.actor.spaces import ObservationEncoder, environment_spec
 from services.bench.config import PipelineConfig
 from services.bench.cpu import own_cpu_seconds
-from services.inference.memory import keep_freed_memory
 from services.learner.batches import TrainingBatch
 from services.learner.training import VTraceTrainer
 from shared.config import load
 from shared.errors import SeedrlError
+from shared.memory import keep_freed_memory
 from shared.networks.build import build_network
 from shared.networks.precision import autocast, resolve_device
 from shared.networks.unroll import network_input, next_history
@@ -74,7 +74,6 @@ def env_work(config: PipelineConfig) -> Callable[[], int]:
 
 def inference_work(config: PipelineConfig) -> Callable[[], int]:
     """The network's forward pass for one group, its frames stacked, and one sampled action per row."""
-    keep_freed_memory()
     torch.set_num_threads(config.torch_threads)
     device = resolve_device(config.device)
     spec, frames = _recorded(config, steps=8)
@@ -188,6 +187,7 @@ def _endless(items: Iterable[T]) -> Iterator[T]:
 def main(stage: str, arguments: Sequence[str]) -> None:
     """Prints {"seconds_per_step": …} of `stage` with the settings in `arguments`."""
     config = load(PipelineConfig, arguments, prog="stages", known=())
+    keep_freed_memory()
     works = {"env": env_work, "inference": inference_work, "learner": learner_work}
     on_cpu = stage == "env" or resolve_device(config.device).type == "cpu"
     seconds = seconds_per_step(

@@ -13,7 +13,6 @@ from services.inference.agreement import Agreement
 from services.inference.chunk_publisher import ChunkPublisher
 from services.inference.config import InferenceConfig
 from services.inference.episode_publisher import EpisodePublisher
-from services.inference.memory import keep_freed_memory
 from services.inference.metrics import InferenceMetrics
 from services.inference.model_thread import ModelThread
 from services.inference.refusal import Refusal
@@ -50,7 +49,6 @@ async def run(config: InferenceConfig, *, stop: asyncio.Event) -> None:
     not the run's, and Refused when NATS refuses the token; some of them in an ExceptionGroup.
     """
     torch.set_num_threads(config.torch_threads)
-    keep_freed_memory()
     sys.setswitchinterval(_SWITCH_SECONDS)
     resolve_device(config.device)
     check_network_name(config.network)

@@ -12,13 +12,6 @@ from services.local.supervisor import SupervisedService
 from shared.addresses import free_port, joined
 from shared.config import NatsSettings
 
-# glibc gives large activations back to the kernel after every step; keeping them is up to twice as fast.
-KEEP_MEMORY = {
-    "MALLOC_TOP_PAD_": str(2**28),
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-}
-
 # Of the processor, what actors would take from the learner comes back as trajectories that wait and grow old.
 ACTOR_NICENESS = 5
 
@@ -33,9 +26,9 @@ class LocalRun:
         self.inference_url = joined(_reachable(config.host), self._port)
         self.services = {
             "inference": self._service("inference", self._inference_command),
-            "learner": self._service("learner", self._learner_command, KEEP_MEMORY),
+            "learner": self._service("learner", self._learner_command),
             **{
-                f"actor-{i}": self._service(f"actor-{i}", self._actor_command(i), {})
+                f"actor-{i}": self._service(f"actor-{i}", self._actor_command(i))
                 for i in range(config.actors)
             },
         }
@@ -83,20 +76,17 @@ class LocalRun:
             run_id=self.config.run_id,
         )
 
-    def _service(
-        self, name: str, command: Callable[[], Sequence[str]], environment: dict[str, str] | None = None
-    ) -> SupervisedService:
+    def _service(self, name: str, command: Callable[[], Sequence[str]]) -> SupervisedService:
         logs = self.config.directory / "logs"
         logs.mkdir(exist_ok=True)
         secret = self.nats.nats_token
         credentials = {"SEEDRL_NATS_TOKEN": secret.get_secret_value()} if secret else {}
         is_actor = name.startswith("actor")
-        knows_nats = {} if is_actor else credentials
         return SupervisedService(
             ChildProcess(
                 name,
                 command,
-                environment={**(environment or {}), **knows_nats},
+                environment={} if is_actor else credentials,
                 log=logs / f"{name}.log",
                 niceness=ACTOR_NICENESS if is_actor else 0,
             )
