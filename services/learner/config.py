@@ -62,6 +62,9 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     """Gradient steps per pass: a batch's rows are dealt out anew to so many equal parts. An update is all
     passes."""
 
+    training_threads: int = Field(1, ge=1)
+    """Threads that share the rows of a gradient step, on a CPU; for networks that cost more than the rest."""
+
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """Optimizer of the weights."""
     learning_rate: float = Field(6e-4, gt=0)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from services.learner.batches import TrainingBatch, rows_of
 from services.learner.config import LearnerConfig
 from services.learner.loss import LossInputs, LossTerms, vtrace_loss
+from services.learner.parallel import ParallelNetwork
 from shared.errors import RunError, TrainingDiverged
+from shared.networks.interface import NetworkOutput
 from shared.networks.precision import autocast
 
 
@@ -39,7 +41,12 @@ class VTraceTrainer:
         self.device = device
         self._config = config
         self._parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self._autocast = autocast(config.precision, device, self.network)
+        self._forward = ParallelNetwork(
+            self.network,
+            self._parameters,
+            threads=config.training_threads if device.type == "cpu" else 1,
+            context=lambda: autocast(config.precision, device, self.network),
+        )
         self.optimizer = _optimizer(self._parameters, config, device)
 
     def train(self, batch: TrainingBatch, *, steps: int) -> UpdateMetrics:
@@ -67,8 +74,9 @@ class VTraceTrainer:
     def _step(self, batch: TrainingBatch) -> list[float]:
         """One gradient step; all metrics but the learning rate."""
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self._loss(batch)
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        passed = self._forward(batch.inputs, batch.state)
+        terms = self._loss(batch, passed.output)
+        passed.backward(terms.total)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         metrics: list[float] = torch.stack([*(term.detach() for term in terms), norm]).tolist()
@@ -109,10 +117,8 @@ class VTraceTrainer:
         for group, values in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(values)
 
-    def _loss(self, batch: TrainingBatch) -> LossTerms:
+    def _loss(self, batch: TrainingBatch, output: NetworkOutput) -> LossTerms:
         config = self._config
-        with self._autocast:
-            output, _ = self.network(batch.inputs, batch.state)
         return vtrace_loss(
             LossInputs(
                 policy_logits=output.policy_logits[:-1],

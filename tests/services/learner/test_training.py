@@ -225,6 +225,21 @@ def one_step(**settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return parameter.grad, parameter.detach() - before
 
 
+@pytest.mark.parametrize("threads", [2, 3, 9])
+def test_an_update_in_several_threads_is_the_update_in_one(threads: int) -> None:
+    """Nine threads for seven rows: some have nothing to do."""
+    state = tuple(np.random.default_rng(1).normal(size=(7, 6)).astype(np.float32) for _ in range(2))
+    spec = make_spec(lstm_size=6)
+    batch = batch_of(make_chunk(spec=spec, rows=7, state=state), spec=spec)
+    alone = make_trainer(spec, optimizer="adam")
+    together = make_trainer(spec, optimizer="adam", training_threads=threads)
+    for _ in range(3):
+        one, many = alone.train(batch, steps=0), together.train(batch, steps=0)
+        assert many == pytest.approx(one, rel=1e-4)
+    for name, weights in alone.weights().items():
+        torch.testing.assert_close(together.weights()[name], weights, rtol=1e-4, atol=1e-5)
+
+
 def test_rmsprop_has_its_epsilon_outside_the_root() -> None:
     gradient, change = one_step(learning_rate=0.1, rmsprop_decay=0.9, rmsprop_epsilon=0.5)
     expected = -0.1 * gradient / ((0.1 * gradient.square()).sqrt() + 0.5)
