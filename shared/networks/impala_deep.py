@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from shared.networks.convolutional import ImageNetwork, PixelConv2d, Trunk
 from shared.networks.leaves import Picture
@@ -53,7 +54,7 @@ class ResidualTrunk(Trunk):
                     pixel_scale=pixel_scale,
                     memory_format=torch.channels_last,
                 ),
-                nn.MaxPool2d(3, stride=2, padding=1),
+                MaxPool(),
                 *(ResidualBlock(out) for _ in range(_BLOCKS)),
             ]
             channels = out
@@ -67,6 +68,38 @@ class ResidualTrunk(Trunk):
         maps: Tensor = self.sections(values)
         features: Tensor = self.dense(maps.movedim(1, -1).flatten(1))  # a view of a channels_last tensor
         return features
+
+
+class MaxPool(nn.Module):
+    """The maximum of 3×3 values at every second place, as `nn.MaxPool2d(3, stride=2, padding=1)`.
+
+    torch's looks for where each maximum came from, which nobody asks without gradients: on a CPU these
+    four maxima of halves take half as long, a fifth of the network's forward pass.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, C, ⌈H/2⌉, ⌈W/2⌉]."""
+        if torch.is_grad_enabled() or maps.device.type != "cpu":
+            return functional.max_pool2d(maps, 3, stride=2, padding=1)
+        return _halved(_halved(maps, 2), 3)
+
+
+def _halved(maps: Tensor, axis: int) -> Tensor:
+    """Along `axis`, the maximum of each value with an even index and its neighbours."""
+    even = maps[_every_second(axis, 0)]
+    odd = maps[_every_second(axis, 1)]
+    halves = torch.empty_like(even, memory_format=torch.channels_last)
+    pairs = odd.shape[axis]
+    torch.maximum(even.narrow(axis, 0, pairs), odd, out=halves.narrow(axis, 0, pairs))
+    if pairs < even.shape[axis]:
+        halves.select(axis, -1).copy_(even.select(axis, -1))
+    later = halves.narrow(axis, 1, halves.shape[axis] - 1)
+    torch.maximum(later, odd.narrow(axis, 0, later.shape[axis]), out=later)
+    return halves
+
+
+def _every_second(axis: int, start: int) -> tuple[slice, ...]:
+    return (*[slice(None)] * axis, slice(start, None, 2))
 
 
 class ResidualBlock(nn.Module):

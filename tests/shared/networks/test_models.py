@@ -9,7 +9,7 @@ from torch import nn
 from shared.networks.build import AVAILABLE, build_network
 from shared.networks.contract import random_input
 from shared.networks.convolutional import PixelConv2d, smallest_side
-from shared.networks.impala_deep import ImpalaDeepNetwork
+from shared.networks.impala_deep import ImpalaDeepNetwork, MaxPool
 from shared.networks.interface import Network, NetworkInput
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 
@@ -68,7 +68,7 @@ def test_the_deep_network_computes_in_channels_last() -> None:
         layouts.append(output.is_contiguous(memory_format=torch.channels_last))
 
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
+        if isinstance(module, (nn.Conv2d, MaxPool)):
             module.register_forward_hook(note)
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     copied = {key: value.clone().contiguous() for key, value in network.state_dict().items()}
@@ -142,3 +142,17 @@ def test_bfloat16_changes_results_little(name: str, lstm_size: int) -> None:
         actual, _ = network(inputs, state)
     torch.testing.assert_close(actual.baseline, expected.baseline, rtol=0.05, atol=0.05)
     torch.testing.assert_close(actual.policy_logits, expected.policy_logits, rtol=0.05, atol=0.002)
+
+
+@pytest.mark.parametrize("size", [(84, 84), (21, 11), (2, 5), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_maximum_pool_is_torchs_with_and_without_gradients(
+    size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    maps = torch.randn(3, 4, *size).to(dtype)
+    expected = torch.nn.functional.max_pool2d(maps, 3, stride=2, padding=1)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        arranged = maps.contiguous(memory_format=layout)
+        with torch.no_grad():
+            assert torch.equal(MaxPool()(arranged), expected)
+        assert torch.equal(MaxPool()(arranged), expected)
