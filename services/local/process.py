@@ -26,6 +26,8 @@ def clean_environment() -> dict[str, str]:
 
 def _before_it_runs(niceness: int) -> Callable[[], None]:
     end_with_parent = ending_with_this_process()
+    if not niceness:
+        return end_with_parent
 
     def prepare() -> None:
         end_with_parent()
