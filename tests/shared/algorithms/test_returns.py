@@ -1,5 +1,4 @@
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shared.algorithms.returns import double_q_targets, double_q_td_errors, rescale, unrescale
+from tests.support.returns import h, h_inverse, td_errors
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "data/r2d2.json").read_text())
-
-
-def h(x: float, epsilon: float) -> float:
-    """By definition, in float64."""
-    return math.copysign(math.sqrt(abs(x) + 1) - 1, x) + epsilon * x
-
-
-def h_inverse(x: float, epsilon: float) -> float:
-    root = math.sqrt(1 + 4 * epsilon * (abs(x) + 1 + epsilon))
-    return math.copysign(((root - 1) / (2 * epsilon)) ** 2 - 1, x)
 
 
 def make_inputs(steps: int = 8, batch: int = 3, actions: int = 4, seed: int = 0) -> dict[str, Any]:
@@ -41,38 +31,11 @@ def make_inputs(steps: int = 8, batch: int = 3, actions: int = 4, seed: int = 0)
     }
 
 
-def oracle(
-    *,
-    online_q: Tensor,
-    target_q: Tensor,
-    actions: Tensor,
-    rewards: Tensor,
-    discounts: Tensor,
-    n: int,
-    reset_steps: Tensor,
-    epsilon: float = 1e-3,
-) -> Tensor:
-    """By definition, a walk over plain floats from every step on."""
-    steps, batch = rewards.shape
-    errors = torch.zeros(steps, batch, dtype=torch.float64)
-    for b in range(batch):
-        online, target = online_q[:, b].tolist(), target_q[:, b].tolist()
-        reward, gamma, reset = (each[:, b].tolist() for each in (rewards, discounts, reset_steps))
-
-        def value(time: int, online: Any = online, target: Any = target) -> float:
-            return h_inverse(target[time][online[time].index(max(online[time]))], epsilon)
-
-        for t in range(steps):
-            if reset[t]:
-                continue
-            total, product, time = 0.0, 1.0, t
-            while time < min(t + n, steps) and not reset[time]:
-                total += product * reward[time]
-                product *= gamma[time]
-                time += 1
-            total += product * value(time)
-            errors[t, b] = h(total, epsilon) - online[t][actions[t, b]]
-    return errors
+def oracle(*, n: int, epsilon: float, **tensors: Tensor) -> Tensor:
+    rows = range(tensors["rewards"].shape[1])
+    by_row = [{name: each[:, row].tolist() for name, each in tensors.items()} for row in rows]
+    errors = [td_errors(**each, n=n, epsilon=epsilon) for each in by_row]
+    return torch.tensor(errors, dtype=torch.float64).t()
 
 
 @pytest.mark.parametrize("index", range(len(GOLDEN)))
