@@ -80,7 +80,7 @@ class Policy:
             reward: raw, what followed the previous action; only a network with an LSTM looks at it.
             is_first: the observation starts an episode; None: it does after `reset` and at the first call.
             greedy: True: the best action. False: one sampled from V-trace's policy; for R2D2 the best one, or
-                any with probability ε = 0.001. None: as the agent is judged, V-trace True, R2D2 False.
+                any with probability ε = 0.001. None: as the agent is judged (V-trace True, R2D2 False).
 
         Returns:
             0-based; add `env.action_space.start` where that is not 0.
