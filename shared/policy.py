@@ -125,8 +125,8 @@ class Policy:
 def load_policy(run_dir: str | Path, *, device: str = "cpu", seed: int | None = None) -> Policy:
     """The policy of the newest checkpoint in `run_dir`, in float32 on `device` (cpu, cuda, cuda:N, auto).
 
-    `seed` is for sampled and random actions. Raises RunError when there is no checkpoint that can be used, and
-    ConfigurationError when its network cannot be built (a network of your own must be importable).
+    `seed` is for sampled and random actions. Raises RunError when there is no checkpoint that can be used,
+    and ConfigurationError when its network cannot be built (a network of your own must be importable).
     """
     directory = Path(run_dir) / "checkpoints"
     checkpoint = latest_checkpoint(directory)

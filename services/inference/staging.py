@@ -29,10 +29,10 @@ class Staging:
         self.epsilon = tensor((), "float32")
         self.slots = tensor((), "int64")
         self._leaves = {name: leaf.numpy() for name, leaf in self.observation.items()}
-        self._epsilon = self.epsilon.numpy()
         self._reward, self._is_first, self._greedy, self.slots_array = (
             each.numpy() for each in (self.reward, self.is_first, self.greedy, self.slots)
         )
+        self._epsilon = self.epsilon.numpy()
 
     def place(self, offset: int, step: StepArrays, *, slots: Slots, greedy: bool, epsilon: Array) -> None:
         """Copies a group's Step to the rows from `offset`; `epsilon`: [B]."""
