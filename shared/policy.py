@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.algorithms.exploration import EVALUATION_EPSILON
 from shared.checkpoints import Checkpoint, latest_checkpoint
 from shared.errors import RunError
 from shared.networks.build import build_network
@@ -64,7 +65,12 @@ class Policy:
         }
 
     def __call__(
-        self, observation: Any, *, reward: float = 0.0, is_first: bool | None = None, greedy: bool = True
+        self,
+        observation: Any,
+        *,
+        reward: float = 0.0,
+        is_first: bool | None = None,
+        greedy: bool | None = None,
     ) -> int:
         """The action for `observation`.
 
@@ -73,7 +79,8 @@ class Policy:
                 tuples of arrays. Of Discrete spaces give the value minus the space's `start`.
             reward: raw, what followed the previous action; only a network with an LSTM looks at it.
             is_first: the observation starts an episode; None: it does after `reset` and at the first call.
-            greedy: the most probable action, else one sampled.
+            greedy: True: the best action. False: one sampled from V-trace's policy; for R2D2 the best one, or
+                any with probability ε = 0.001. None: as the agent is judged (V-trace True, R2D2 False).
 
         Returns:
             0-based; add `env.action_space.start` where that is not 0.
@@ -96,12 +103,21 @@ class Policy:
             )
             output, self._state = self._network(inputs, self._state)
             self._history = {name: next_history(inputs.observation[name][0]) for name in self._history}
-            self._previous_action = self._chosen(output.policy_logits[0], greedy)
+            is_q = self._spec.agent == "r2d2"
+            choose = self._explored if is_q else self._chosen
+            scores = output.q_values if is_q else output.policy_logits
+            self._previous_action = choose(scores[0], greedy)
         self._starts = False
         return int(self._previous_action)
 
-    def _chosen(self, logits: Tensor, greedy: bool) -> Tensor:
-        if greedy:
+    def _explored(self, q_values: Tensor, greedy: bool | None) -> Tensor:
+        best = q_values.argmax(-1)
+        if greedy or torch.rand(1, generator=self._generator, device=self._device) >= EVALUATION_EPSILON:
+            return best
+        return torch.randint(q_values.shape[-1], (1,), generator=self._generator, device=self._device)
+
+    def _chosen(self, logits: Tensor, greedy: bool | None) -> Tensor:
+        if greedy is not False:
             return logits.argmax(-1)
         return torch.multinomial(logits.softmax(-1), 1, generator=self._generator).squeeze(-1)
 
@@ -109,8 +125,8 @@ class Policy:
 def load_policy(run_dir: str | Path, *, device: str = "cpu", seed: int | None = None) -> Policy:
     """The policy of the newest checkpoint in `run_dir`, in float32 on `device` (cpu, cuda, cuda:N, auto).
 
-    `seed` is for sampled actions. Raises RunError when there is no checkpoint that can be used, and
-    ConfigurationError when its network cannot be built (a network of your own must be importable).
+    `seed` is for sampled and random actions. Raises RunError when there is no checkpoint that can be used,
+    and ConfigurationError when its network cannot be built (a network of your own must be importable).
     """
     directory = Path(run_dir) / "checkpoints"
     checkpoint = latest_checkpoint(directory)

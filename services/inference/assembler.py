@@ -40,6 +40,13 @@ class Origin:
     group_size: int
 
 
+class Cut(NamedTuple):
+    """A chunk that is full; for R2D2 its TD errors are still to be computed from all Q-values."""
+
+    chunk: Chunk
+    q_values: NDArray[np.float32] | None  # [B, T + 1, A]; None for V-trace
+
+
 class Assembler:
     """Takes `observe` and `act` in turn: the group's Step, then the policy's answer to it.
 
@@ -53,7 +60,7 @@ class Assembler:
         self._network_hash = spec.network_hash
         self._number = 0
         self._rows = 0  # observations in the open chunk
-        self._buffers = _Buffers(spec, origin.group_size)
+        self._buffers, self._logits = self._empty()  # the latter [B, T, A]; R2D2: Q-values
         self._start: ChunkStart | None = None
 
     @property
@@ -87,24 +94,25 @@ class Assembler:
         weights_version: int,
         weights_update: int,
         start: ChunkStart | None,
-    ) -> Chunk | None:
-        """Records the answer to the step: action [B], logits [B, A]. Returns the chunk that it completes."""
+    ) -> Cut | None:
+        """Records the answer to the step, action [B] and logits (R2D2: Q-values) [B, A]."""
         finished = None
         if self.wants_start:
             assert start is not None, "row 0 of a chunk comes with what the policy saw"
             if self._start is not None:
-                finished = self._cut(self._start)
+                finished = self._cut(self._start, logits)
             self._start = start
         t, buffers = self._rows - 1, self._buffers
         buffers.action[:, t] = action
-        buffers.behaviour_logits[:, t] = logits
+        self._logits[:, t] = logits
         buffers.weights_version[t] = weights_version
         buffers.weights_update[t] = weights_update
         return finished
 
-    def _cut(self, start: ChunkStart) -> Chunk:
-        finished = self._buffers
-        self._buffers = _Buffers(self._spec, self._origin.group_size)
+    def _cut(self, start: ChunkStart, last: Array) -> Cut:
+        """`last`: logits or Q-values of row T."""
+        finished, logits = self._buffers, self._logits
+        self._buffers, self._logits = self._empty()
         for name, leaf in finished.observation.items():
             self._buffers.observation[name][:, 0] = leaf[:, -1]
         self._buffers.is_first[:, 0] = finished.is_first[:, -1]
@@ -120,7 +128,15 @@ class Assembler:
             first_row=0,
         )
         self._number += 1
-        return Chunk(header=header, **start._asdict(), **vars(finished))
+        if self._spec.agent == "vtrace":
+            fields = {**vars(finished), "behaviour_logits": logits}
+            return Cut(Chunk(header=header, **start._asdict(), **fields), None)
+        q_values = np.concatenate([logits, last[:, np.newaxis]], axis=1)
+        return Cut(Chunk(header=header, **start._asdict(), **vars(finished)), q_values)
+
+    def _empty(self) -> tuple["_Buffers", NDArray[np.float32]]:
+        shape = (self._origin.group_size, self._spec.unroll, self._spec.environment.num_actions)
+        return _Buffers(self._spec, self._origin.group_size), np.zeros(shape, np.float32)
 
 
 class _Buffers:
@@ -137,6 +153,5 @@ class _Buffers:
         self.reward = np.zeros((rows, steps), dtype=np.float32)
         self.terminated = np.zeros((rows, steps), dtype=np.bool_)
         self.truncated = np.zeros((rows, steps), dtype=np.bool_)
-        self.behaviour_logits = np.zeros((rows, steps, spec.environment.num_actions), dtype=np.float32)
         self.weights_version = np.zeros(steps, dtype=np.int64)
         self.weights_update = np.zeros(steps, dtype=np.int64)

@@ -7,12 +7,15 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from services.inference.assembler import Cut
 from services.inference.metrics import InferenceMetrics
+from services.inference.td_errors import completed
 from shared.bus.connection import Bus
 from shared.bus.key_values import LEARNER_LEASE, lease_owner
 from shared.bus.work_queue import publish_chunk
 from shared.errors import ConnectionFailed, QueueFull
 from shared.runtime import in_thread
+from shared.specs import RunSpec
 from shared.telemetry import get_logger
 from shared.types import Chunk
 from shared.wire.chunks import encode_chunk, slice_rows
@@ -65,10 +68,10 @@ class ChunkPublisher:
         return len(self._running)
 
     def submit(
-        self, chunk: Chunk, *, rows_per_message: int, after: "asyncio.Task[None] | None"
+        self, cut: Cut, spec: RunSpec, *, rows_per_message: int, after: "asyncio.Task[None] | None"
     ) -> "asyncio.Task[None]":
-        """Publishes `chunk` once `after` has ended; the task ends with the last acknowledgement."""
-        job = _Job(chunk, rows_per_message)
+        """Publishes the chunk once `after` has ended; the task ends with the last acknowledgement."""
+        job = _Job(cut, spec, rows_per_message)
         task = asyncio.create_task(self._publish(job, after))
         self._running.add(task)
         self._metrics.queued_publishes.set(len(self._running))
@@ -139,14 +142,20 @@ class ChunkPublisher:
 class _Job:
     """A chunk on its way, cut into the rows of one message each."""
 
-    def __init__(self, chunk: Chunk, rows: int) -> None:
-        starts = range(0, chunk.rows, rows)
-        self.parts = [slice_rows(chunk, start, min(start + rows, chunk.rows)) for start in starts]
-        self.unpublished_steps = chunk.steps
+    def __init__(self, cut: Cut, spec: RunSpec, rows: int) -> None:
+        self._cut, self._spec = cut, spec
+        self.parts = _parts(cut.chunk, rows)
+        self._rows = rows
+        self.unpublished_steps = cut.chunk.steps
 
     def encoded(self) -> list[bytes]:
-        """One message per part."""
-        return [encode_chunk(part) for part in self.parts]
+        """One message per part; what takes time happens here, off the event loop."""
+        return [encode_chunk(part) for part in _parts(completed(self._cut, self._spec), self._rows)]
+
+
+def _parts(chunk: Chunk, rows: int) -> list[Chunk]:
+    starts = range(0, chunk.rows, rows)
+    return [slice_rows(chunk, start, min(start + rows, chunk.rows)) for start in starts]
 
 
 def _message_id(part: Chunk) -> str:

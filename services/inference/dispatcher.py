@@ -34,6 +34,10 @@ class Asker(Protocol):
         """Whether it acts greedily."""
 
     @property
+    def epsilon(self) -> Array:
+        """[B] how often each environment acts at random (R2D2)."""
+
+    @property
     def wants_start(self) -> bool:
         """Whether the answer shall come with a ChunkStart."""
 
@@ -42,7 +46,7 @@ class Answer(NamedTuple):
     """What the policy says to one group."""
 
     action: Array  # [B] int64
-    logits: Array  # [B, A] float32
+    logits: Array  # [B, A] float32; R2D2: Q-values
     start: ChunkStart | None
     weights_version: int
     weights_update: int
@@ -98,7 +102,7 @@ class Dispatcher:
         staging = self._staged.get(batch)
         if staging is None:
             staging = self._staged[batch] = self._pool.take(asker.rows)
-        staging.place(entry.offset, step, slots=asker.slots, greedy=asker.greedy)
+        staging.place(entry.offset, step, slots=asker.slots, greedy=asker.greedy, epsilon=asker.epsilon)
         future = self._waiting[asker] = self._loop.create_future()
         self._pump()
         return future

@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from services.inference.assembler import Assembler, Origin, StepArrays
+import numpy as np
+
+from services.inference.assembler import Assembler, Cut, Origin, StepArrays
 from services.inference.dispatcher import Answer
 from services.inference.episodes import EpisodeCounter
 from services.inference.session import Introduction, StepReader
 from services.inference.slots import Slots
+from shared.algorithms.exploration import EVALUATION_EPSILON, epsilon_ladder
 from shared.specs import RunSpec
-from shared.types import Chunk
 
 
 class Group:
@@ -19,6 +21,8 @@ class Group:
         self.slots = slots
         self.rows = introduction.group_size
         self.greedy = introduction.role == "eval"
+        # [B], R2D2's; the whole ladder, since a group knows nothing of the others
+        self.epsilon = np.full(self.rows, EVALUATION_EPSILON) if self.greedy else epsilon_ladder(self.rows)
         self.steps = 0  # environment steps; reset steps are none
         self._reader = StepReader(introduction.environment, group_size=self.rows)
         self._episodes = EpisodeCounter(self.rows)
@@ -77,8 +81,8 @@ class Group:
             for episode in ended
         ]
 
-    def act(self, answer: Answer) -> Chunk | None:
-        """Records the answer to the step; returns the chunk that it completes."""
+    def act(self, answer: Answer) -> Cut | None:
+        """Records the answer to the step; returns what it completes."""
         self._weights_version = answer.weights_version
         if self._assembler is None:
             return None

@@ -36,7 +36,7 @@ class Answers(NamedTuple):
     """What the policy says about a batch of `n` rows."""
 
     action: Array  # [n] int64
-    logits: Array  # [n, A] float32
+    logits: Array  # [n, A] float32; R2D2: Q-values
     start: ChunkStart | None  # of the rows in `starts`
     weights_version: int
     weights_update: int
@@ -123,8 +123,12 @@ class Model:
         )
         state = tuple(_zeroed(slots.read(leaf), is_first) for leaf in self._memory.state)
         output, next_state = self._network(inputs, state)
-        logits = output.policy_logits[0].float()
-        action = self._chosen(logits, greedy)
+        if self._spec.agent == "r2d2":
+            logits = output.q_values[0].float()
+            action = self._explored(logits, staging.epsilon[rows].to(self._device, non_blocking=True))
+        else:
+            logits = output.policy_logits[0].float()
+            action = self._chosen(logits, greedy)
         start = None if batch.starts is None else self._start(batch, inputs, state, reward)
         self._memory.write(slots, next_state, action)
         return Answers(
@@ -149,6 +153,14 @@ class Model:
         exponential = torch.empty_like(logits).exponential_(generator=self._generator)
         noise = exponential.log_().masked_fill_(greedy.unsqueeze(1), 0)
         return (logits - noise).argmax(dim=1)
+
+    def _explored(self, q_values: Tensor, epsilon: Tensor) -> Tensor:
+        """[n] the argmax, or with probability `epsilon` [n] any action, the best one too."""
+        count, actions = q_values.shape
+        device, generator = q_values.device, self._generator
+        explores = torch.rand(count, device=device, generator=generator) < epsilon
+        anything = torch.randint(actions, (count,), device=device, generator=generator)
+        return torch.where(explores, anything, q_values.argmax(dim=1))
 
     def _start(self, batch: PackedBatch, inputs: NetworkInput, state: State, reward: Tensor) -> ChunkStart:
         assert batch.starts is not None

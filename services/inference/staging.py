@@ -26,25 +26,28 @@ class Staging:
         self.reward = tensor((), "float32")
         self.is_first = tensor((), "bool")
         self.greedy = tensor((), "bool")
+        self.epsilon = tensor((), "float32")
         self.slots = tensor((), "int64")
         self._leaves = {name: leaf.numpy() for name, leaf in self.observation.items()}
         self._reward, self.is_first_array, self._greedy, self.slots_array = (
             each.numpy() for each in (self.reward, self.is_first, self.greedy, self.slots)
         )
+        self._epsilon = self.epsilon.numpy()
 
-    def place(self, offset: int, step: StepArrays, *, slots: Slots, greedy: bool) -> None:
-        """Copies a group's Step to the rows from `offset`."""
+    def place(self, offset: int, step: StepArrays, *, slots: Slots, greedy: bool, epsilon: Array) -> None:
+        """Copies a group's Step to the rows from `offset`; `epsilon`: [B]."""
         rows = slice(offset, offset + len(slots))
         for name, leaf in step.observation.items():
             self._leaves[name][rows] = leaf
         self._reward[rows] = step.reward
         self.is_first_array[rows] = step.is_first
         self._greedy[rows] = greedy
+        self._epsilon[rows] = epsilon
         self.slots_array[rows] = slots
 
     def close_gap(self, offset: int, rows: int, *, end: int) -> None:
         """Moves the rows from `offset + rows` to `end` up to `offset`."""
-        for array in self._all():
+        for array in (*self._all(), self._epsilon):
             array[offset : end - rows] = array[offset + rows : end]
 
     def _all(self) -> list[Array]:

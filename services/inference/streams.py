@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
+from services.inference.assembler import Cut
 from services.inference.chunk_publisher import ChunkPublisher
 from services.inference.dispatcher import Dispatcher
 from services.inference.engine import Engine
@@ -15,7 +16,7 @@ from services.inference.metrics import InferenceMetrics
 from services.inference.refusal import Refusal
 from services.inference.session import Introduction
 from services.inference.slots import SlotAllocator
-from shared.types import Chunk
+from shared.specs import RunSpec
 from shared.wire import inference_pb2 as pb
 
 _REMEMBERED_IDS = 100_000
@@ -29,6 +30,7 @@ class Stream:
     def __init__(
         self,
         group: Group,
+        spec: RunSpec,
         *,
         rows_per_message: int,
         dispatcher: Dispatcher,
@@ -39,6 +41,7 @@ class Stream:
         self.group = group
         self.last_step_at: float | None = None  # monotonic
         self.withheld_since: float | None = None
+        self._spec = spec
         self._rows_per_message = rows_per_message
         self._dispatcher = dispatcher
         self._publisher = publisher
@@ -61,9 +64,9 @@ class Stream:
         for episode in episodes:
             self._on_episode(episode)
         answer = await self._dispatcher.ask(group, step)
-        chunk = group.act(answer)
-        if chunk is not None:
-            await self._publish(chunk)
+        cut = group.act(answer)
+        if cut is not None:
+            await self._publish(cut)
         self._dispatcher.expect(group)
         return pb.ActResponse(
             actions=pb.Actions(
@@ -73,10 +76,10 @@ class Stream:
             )
         ).SerializeToString()
 
-    async def _publish(self, chunk: Chunk) -> None:
+    async def _publish(self, cut: Cut) -> None:
         before = self._publishing
         self._publishing = self._publisher.submit(
-            chunk, rows_per_message=self._rows_per_message, after=before
+            cut, self._spec, rows_per_message=self._rows_per_message, after=before
         )
         if before is None or before.done():
             return
@@ -141,6 +144,7 @@ class Streams:
         group = Group(introduction, spec=engine.spec, slots=slots)
         stream = Stream(
             group,
+            engine.spec,
             rows_per_message=rows_per_message,
             dispatcher=engine.dispatcher,
             publisher=self._publisher,

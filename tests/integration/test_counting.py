@@ -14,15 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import pytest
 import torch
 
+from shared.specs import Agent, RunSpec
 from shared.types import Array, Chunk
 from tests.support.commands import command, environment
-from tests.support.counting import told
+from tests.support.counting import Q_SCALE, told
 from tests.support.counting_environment import episode_length, reward_of
 from tests.support.counting_group import LEAF, counting_spec
 from tests.support.inference_service import InferenceRun, learner_side, running_inference
 from tests.support.nats import NatsRun
+from tests.support.returns import td_errors
 
 LENGTHS = (5, 3, 1, 8)
 UNROLL = 4
@@ -33,9 +36,16 @@ LIFE_EVERY = 2
 
 @contextlib.contextmanager
 def actor(
-    service: InferenceRun, cwd: Path, *, actor_id: str, groups: int, group_size: int, **kwargs: object
+    service: InferenceRun,
+    cwd: Path,
+    *,
+    actor_id: str,
+    groups: int,
+    group_size: int,
+    killed: bool = False,
+    **kwargs: object,
 ) -> Iterator[None]:
-    """An actor process on counting environments; must exit with 0 when it is told to."""
+    """An actor process on counting environments; must exit with 0 when it is told to, unless it is killed."""
     words = ("--inference-url", service.address, "--run-id", service.config.run_id, "--actor-id", actor_id)
     shape = ("--groups", str(groups), "--group-size", str(group_size), "--seed", "7")
     kind = "CountingVector-v0" if "life_every" in kwargs else "Counting-v0"
@@ -49,21 +59,26 @@ def actor(
     )
     try:
         yield
+        if killed:
+            return
         process.send_signal(signal.SIGTERM)
         _, words_said = process.communicate(timeout=15)
         assert process.returncode == 0, words_said
     finally:
         process.kill()
+        process.communicate()
 
 
 def test_row_numbers_are_what_the_checks_below_take_them_for() -> None:
     assert [episode_length(LENGTHS, episode) for episode in (1, 2, 3, 4, 5)] == [5, 3, 1, 8, 5]
 
 
-async def test_every_chunk_of_real_actors_is_aligned(nats: NatsRun, tmp_path: Path) -> None:
-    spec = counting_spec(unroll=UNROLL, frame_stack=STACK)
+@pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
+async def test_every_chunk_of_real_actors_is_aligned(nats: NatsRun, tmp_path: Path, agent: Agent) -> None:
+    spec = counting_spec(unroll=UNROLL, frame_stack=STACK, agent=agent)
+    of_agent = {"agent": agent, "network": spec.network.name, "discount": 0.9, "n_steps": 3}
     async with (
-        running_inference(nats, unroll=UNROLL, frame_stack=STACK, batch_size=8) as service,
+        running_inference(nats, unroll=UNROLL, frame_stack=STACK, batch_size=8, **of_agent) as service,
         learner_side(nats, spec) as learner,
     ):
         await learner.publish()
@@ -83,10 +98,84 @@ async def test_every_chunk_of_real_actors_is_aligned(nats: NatsRun, tmp_path: Pa
         for chunk in chunks:
             for row in range(chunk.rows):
                 assert_row_follows_from_its_observations(chunk, row, crashing=crashing)
+                if agent == "r2d2":
+                    assert_td_errors_follow_from_the_observations(chunk, row, spec)
+                else:
+                    assert_the_policy_told_what_it_saw(chunk, row)
             resets += int(chunk.reset_steps.sum())
         assert_joined(chunks)
     assert resets > 100
     assert {chunk[0].header.group_size for chunk in streams.values()} == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
+async def test_an_actor_that_is_killed_and_started_again_begins_with_nothing(
+    nats: NatsRun, tmp_path: Path, agent: Agent
+) -> None:
+    spec = counting_spec(unroll=UNROLL, frame_stack=STACK, agent=agent)
+    of_agent = {"agent": agent, "network": spec.network.name, "discount": 0.9, "n_steps": 3}
+    async with (
+        running_inference(nats, unroll=UNROLL, frame_stack=STACK, batch_size=8, **of_agent) as service,
+        learner_side(nats, spec) as learner,
+    ):
+        await learner.publish()
+        streams: dict[str, list[Chunk]] = defaultdict(list)
+        for life in range(2):
+            with actor(service, tmp_path, actor_id=f"life {life}", groups=1, group_size=3, killed=True):
+                mine: list[Chunk] = []
+                while len(mine) < 4:
+                    (chunk,) = await learner.chunks(1, timeout=40.0)
+                    streams[chunk.header.stream_id].append(chunk)
+                    mine += [chunk] if chunk.header.actor_id == f"life {life}" else []
+    assert len(streams) == 2
+    for chunks in streams.values():
+        first = chunks[0]
+        assert first.is_first[:, 0].all()
+        assert not any(each.any() for each in (first.state[0], first.previous_action, first.previous_reward))
+        assert not first.history[LEAF].any()
+        for chunk in chunks:
+            for row in range(chunk.rows):
+                assert_row_follows_from_its_observations(chunk, row, crashing=False)
+                if agent == "r2d2":
+                    assert_td_errors_follow_from_the_observations(chunk, row, spec)
+                else:
+                    assert_the_policy_told_what_it_saw(chunk, row)
+        assert_joined(chunks)
+
+
+def assert_the_policy_told_what_it_saw(chunk: Chunk, row: int) -> None:
+    """V-trace: the counting network's logits are recorded, and it acts with certainty."""
+    said = told(torch.tensor(chunk.behaviour_logits[row]), STACK)
+    for t in range(chunk.unroll):
+        instance, episode, step = (int(value) for value in chunk.observation[LEAF][row, t])
+        assert int(said.count[t]) == step - 1
+        assert (int(said.instance[t]), int(said.episode[t]), int(said.step[t])) == (instance, episode, step)
+        assert said.stacked_steps[t].tolist() == [max(0, step - age) for age in reversed(range(STACK))]
+        assert int(chunk.action[row, t]) == (instance + step - 1) % chunk.behaviour_logits.shape[-1]
+        before = previous(chunk, row, t)
+        assert (int(said.previous_action[t]), float(said.previous_reward[t])) == before
+
+
+def assert_td_errors_follow_from_the_observations(chunk: Chunk, row: int, spec: RunSpec) -> None:
+    """R2D2: what the counting network said at every time is known from the observations alone."""
+    actions = spec.environment.num_actions
+    q_values = np.zeros((chunk.unroll + 1, actions), np.float32)
+    for t, (instance, episode, step) in enumerate(chunk.observation[LEAF][row]):
+        q_values[t, :6] = [step - 1, instance, episode, step, *previous(chunk, row, t)]
+        q_values[t, 6 : 6 + STACK] = [max(0, step - age) for age in reversed(range(STACK))]
+        q_values[t, int(instance + step - 1) % actions] += 65536.0
+    values = (q_values / Q_SCALE).tolist()
+    expected = td_errors(
+        online_q=values,
+        target_q=values,
+        actions=chunk.action[row].tolist(),
+        rewards=chunk.reward[row].tolist(),
+        discounts=np.where(chunk.terminated[row], 0.0, spec.discount).tolist(),
+        reset_steps=chunk.reset_steps[row].tolist(),
+        n=spec.n_steps,
+    )
+    assert chunk.td_errors is not None
+    np.testing.assert_allclose(chunk.td_errors[row], expected, rtol=2e-6, atol=2e-5)
 
 
 def assert_row_follows_from_its_observations(chunk: Chunk, row: int, *, crashing: bool) -> None:
@@ -94,19 +183,10 @@ def assert_row_follows_from_its_observations(chunk: Chunk, row: int, *, crashing
     observations = chunk.observation[LEAF][row]  # [T + 1, 3]: instance, episode, step
     first = chunk.is_first[row]
     np.testing.assert_array_equal(first, observations[:, 2] == 1)
-    said = told(torch.tensor(chunk.behaviour_logits[row]), STACK)
     truncates = chunk.header.actor_id == "cut"
     for t in range(chunk.unroll):
         instance, episode, step = (int(value) for value in observations[t])
         action = int(chunk.action[row, t])
-        # What the policy was given at t.
-        assert int(said.count[t]) == step - 1
-        assert (int(said.instance[t]), int(said.episode[t]), int(said.step[t])) == (instance, episode, step)
-        assert said.stacked_steps[t].tolist() == [max(0, step - age) for age in reversed(range(STACK))]
-        assert action == (instance + step - 1) % chunk.behaviour_logits.shape[-1]
-        before = previous(chunk, row, t)
-        assert (int(said.previous_action[t]), float(said.previous_reward[t])) == before
-        # What followed the action.
         is_reset = bool(first[t + 1])
         ends = not is_reset and int(observations[t + 1, 2]) == episode_length(LENGTHS, episode) + 1
         if is_reset:

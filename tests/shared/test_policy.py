@@ -9,9 +9,9 @@ import torch
 from shared.checkpoints import latest_checkpoint, save_checkpoint
 from shared.errors import ConfigurationError, RunError
 from shared.networks.build import build_network
-from shared.networks.interface import NetworkInput, NetworkOutput
+from shared.networks.interface import NetworkInput, Output
 from shared.policy import leaf_value, load_policy
-from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from tests.support.counting_environment import CountingEnvironment
 
 
@@ -20,12 +20,17 @@ def leaf(name: str = "observation", *shape: int, dtype: str = "float32", n: int 
 
 
 def save_run(
-    run_dir: Path, *leaves: LeafSpec, reward_clip: float = 0.0, num_actions: int = 16, **network: Any
+    run_dir: Path,
+    *leaves: LeafSpec,
+    reward_clip: float = 0.0,
+    num_actions: int = 16,
+    agent: Agent = "vtrace",
+    **network: Any,
 ) -> RunSpec:
     spec = RunSpec(
         environment=EnvironmentSpec(observation=leaves, num_actions=num_actions),
         network=NetworkSpec(**network),
-        agent="vtrace",
+        agent=agent,
         unroll=20,
         reward_clip=reward_clip,
     )
@@ -49,7 +54,7 @@ def save_run(
 def by_hand(
     spec: RunSpec, run_dir: Path, frames: list[np.ndarray], actions: list[int], rewards: list[float]
 ) -> Any:
-    """Logits of the newest step of an episode, with every input written out from its first step on."""
+    """Logits or Q-values of an episode's newest step, with every input written out from its first step on."""
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
     assert checkpoint is not None
     network = build_network(spec)
@@ -66,19 +71,20 @@ def by_hand(
     )
     with torch.no_grad():
         output, _ = network(inputs, network.initial_state(1))
-    return output.policy_logits[-1, 0]
+    return output[0][-1, 0]
 
 
+@pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
 @pytest.mark.parametrize("by_argument", [False, True])
 @pytest.mark.parametrize(("lstm_size", "frame_stack"), [(8, 3), (8, 1), (0, 3), (0, 1)])
 def test_over_episodes_the_policy_equals_the_network_run_by_hand(
-    tmp_path: Path, lstm_size: int, frame_stack: int, by_argument: bool
+    tmp_path: Path, lstm_size: int, frame_stack: int, by_argument: bool, agent: Agent
 ) -> None:
     network = {"name": "mlp", "lstm_size": lstm_size, "frame_stack": frame_stack}
-    spec = save_run(tmp_path, leaf("observation", 3), reward_clip=2.0, **network)
+    spec = save_run(tmp_path, leaf("observation", 3), reward_clip=2.0, agent=agent, **network)
     policy = load_policy(tmp_path)
     assert policy.spec == spec
-    outputs: list[NetworkOutput] = []
+    outputs: list[Output] = []
     policy._network.register_forward_hook(lambda *called: outputs.append(called[-1][0]))
     environment = CountingEnvironment(lengths=(6, 2, 4))
     reward = 7.0
@@ -91,9 +97,9 @@ def test_over_episodes_the_policy_equals_the_network_run_by_hand(
         while not done:
             frames.append(observation)
             first = {"is_first": not actions} if by_argument else {}
-            action = policy(observation, reward=reward, **first)
+            action = policy(observation, reward=reward, greedy=True if agent == "r2d2" else None, **first)
             expected = by_hand(spec, tmp_path, frames, actions, rewards)
-            torch.testing.assert_close(outputs[-1].policy_logits[0, 0], expected)
+            torch.testing.assert_close(outputs[-1][0][0, 0], expected)
             assert action == int(expected.argmax())
             observation, reward, terminated, truncated, _ = environment.step(np.int64(action))
             reward /= 1000  # about 4, so clipped
@@ -132,6 +138,17 @@ def test_sampled_actions_follow_the_policys_probabilities_and_the_seed(tmp_path:
     torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.04)
     assert len(set(drawn[0])) == 3
     assert {load_policy(tmp_path)(observation) for _ in range(3)} == {int(expected.argmax())}
+
+
+def test_r2d2_takes_its_best_action_and_one_time_in_a_thousand_any(tmp_path: Path) -> None:
+    spec = save_run(tmp_path, leaf("observation", 2), num_actions=4, name="mlp", agent="r2d2")
+    observation = np.array([0.1, 0.2], np.float32)
+    best = int(by_hand(spec, tmp_path, [observation], [], []).argmax())
+    policy, calls = load_policy(tmp_path, seed=4), 12_000
+    others = sum(policy(observation, is_first=True) != best for _ in range(calls))
+    assert others == pytest.approx(calls * 0.001 * 3 / 4, abs=8)
+    assert others
+    assert {policy(observation, is_first=True, greedy=True) for _ in range(calls // 3)} == {best}
 
 
 def test_nested_observations_of_gymnasium_are_taken_as_they_are(tmp_path: Path) -> None:

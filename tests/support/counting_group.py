@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from shared.types import Array, Chunk
 from shared.wire import inference_pb2 as pb
 from shared.wire.hello import PROTOCOL_VERSION, to_proto_observation
+from tests.support.counting import Q_SCALE
 from tests.support.counting_environment import NUM_ACTIONS, reward_of
+from tests.support.returns import td_errors
 
 LEAF = "observation"
 ENVIRONMENT = EnvironmentSpec(
@@ -21,16 +23,22 @@ ENVIRONMENT = EnvironmentSpec(
     num_actions=NUM_ACTIONS,
 )
 NETWORK = "tests.support.counting:CountingNetwork"
+Q_NETWORK = "tests.support.counting:CountingQNetwork"
 
 
-def counting_spec(*, unroll: int = 5, frame_stack: int = 1, reward_clip: float = 0.0) -> RunSpec:
+def counting_spec(
+    *, unroll: int = 5, frame_stack: int = 1, reward_clip: float = 0.0, agent: Agent = "vtrace"
+) -> RunSpec:
     """The run spec of a counting network on the counting environment."""
+    is_q = agent == "r2d2"
     return RunSpec(
         environment=ENVIRONMENT,
-        network=NetworkSpec(name=NETWORK, frame_stack=frame_stack),
-        agent="vtrace",
+        network=NetworkSpec(name=Q_NETWORK if is_q else NETWORK, frame_stack=frame_stack),
+        agent=agent,
         unroll=unroll,
         reward_clip=reward_clip,
+        discount=0.9 if is_q else 0.0,
+        n_steps=3 if is_q else 0,
     )
 
 
@@ -163,18 +171,47 @@ def _assert_row_is_right(
         equal(chunk.history[LEAF][index], frames[:-1])
     else:
         assert chunk.history == {}
+    logits = [told_logits(group, row, t, spec) for t in [*times, begin + unroll]]
+    if spec.agent == "r2d2":
+        assert chunk.behaviour_logits is None
+        _assert_td_errors_are_right(chunk, index, [each / Q_SCALE for each in logits], spec)
+        return
+    assert chunk.td_errors is None
+    assert chunk.behaviour_logits is not None
     for offset, t in enumerate(times):
-        count, action, reward, frames = seen(group, row, t, stack)
-        clip = spec.reward_clip
-        reward = max(-clip, min(clip, reward)) if clip else reward
-        newest = group.observations[t][row]
-        expected = np.zeros(spec.environment.num_actions, np.float32)
-        expected[:6] = [count, *newest, action, reward]
-        expected[6 : 6 + stack] = [frame[2] for frame in frames]
-        chosen = int(newest[0] + count) % spec.environment.num_actions
-        assert chunk.action[index, offset] == chosen
-        expected[chosen] += 65536.0
-        equal(chunk.behaviour_logits[index, offset], expected, err_msg=f"row {row} time {t}")
+        assert chunk.action[index, offset] == logits[offset].argmax()
+        equal(chunk.behaviour_logits[index, offset], logits[offset], err_msg=f"row {row} time {t}")
+
+
+def _assert_td_errors_are_right(
+    chunk: Chunk, index: int, q_values: list[NDArray[np.float32]], spec: RunSpec
+) -> None:
+    """From Q-values [A] at T + 1 times by definition, and a chunk whose other fields were compared before."""
+    assert chunk.td_errors is not None
+    clip = spec.reward_clip or np.inf
+    values = [each.tolist() for each in q_values]
+    expected = td_errors(
+        online_q=values,
+        target_q=values,
+        actions=chunk.action[index].tolist(),
+        rewards=chunk.reward[index].clip(-clip, clip).tolist(),
+        discounts=np.where(chunk.terminated[index], 0.0, spec.discount).tolist(),
+        reset_steps=chunk.is_first[index, 1:].tolist(),
+        n=spec.n_steps,
+    )
+    np.testing.assert_allclose(chunk.td_errors[index], expected, rtol=2e-6, atol=2e-5)
+
+
+def told_logits(group: CountingGroup, row: int, time: int, spec: RunSpec) -> NDArray[np.float32]:
+    """[A] what the counting network says at `time` by definition."""
+    stack, clip, actions = spec.network.frame_stack, spec.reward_clip, spec.environment.num_actions
+    count, action, reward, frames = seen(group, row, time, stack)
+    newest = group.observations[time][row]
+    logits = np.zeros(actions, np.float32)
+    logits[:6] = [count, *newest, action, max(-clip, min(clip, reward)) if clip else reward]
+    logits[6 : 6 + stack] = [frame[2] for frame in frames]
+    logits[int(newest[0] + count) % actions] += 65536.0
+    return logits
 
 
 def seen(

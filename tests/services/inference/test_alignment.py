@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from services.inference.batcher import Batcher
@@ -17,10 +18,12 @@ from services.inference.model import Answers, Model, PackedBatch
 from services.inference.session import read_hello
 from services.inference.slots import SlotAllocator
 from services.inference.staging import StagingPool
+from services.inference.td_errors import completed
+from shared.algorithms.exploration import EVALUATION_EPSILON, epsilon_ladder
 from shared.networks.build import build_network
-from shared.specs import RunSpec
+from shared.specs import Agent, RunSpec
 from shared.types import Chunk
-from tests.support.counting_group import CountingGroup, assert_chunk_is_right, counting_spec
+from tests.support.counting_group import CountingGroup, assert_chunk_is_right, counting_spec, told_logits
 
 
 class Player(NamedTuple):
@@ -70,9 +73,9 @@ class World:
 
     def take(self, player: Player, answer: Answer) -> None:
         player.actor.actions.append(answer.action)
-        chunk = player.group.act(answer)
-        if chunk is not None:
-            player.chunks.append(chunk)
+        cut = player.group.act(answer)
+        if cut is not None:
+            player.chunks.append(completed(cut, self.spec))
 
     async def play(self, players: list[Player]) -> None:
         """One step of these groups, in as few batches as they fit."""
@@ -89,13 +92,14 @@ def _autocast_is_left() -> Iterator[None]:
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
 @pytest.mark.parametrize("frame_stack", [1, 4])
 @pytest.mark.parametrize("unroll", [1, 5])
 @pytest.mark.parametrize("reward_clip", [0.0, 1.5])
 async def test_every_number_of_every_chunk_belongs_where_it_is(
-    frame_stack: int, unroll: int, reward_clip: float
+    frame_stack: int, unroll: int, reward_clip: float, agent: Agent
 ) -> None:
-    spec = counting_spec(unroll=unroll, frame_stack=frame_stack, reward_clip=reward_clip)
+    spec = counting_spec(unroll=unroll, frame_stack=frame_stack, reward_clip=reward_clip, agent=agent)
     world = World(spec)
     rng = np.random.default_rng(frame_stack + 10 * unroll)
     players = [
@@ -121,8 +125,9 @@ async def test_every_number_of_every_chunk_belongs_where_it_is(
         assert player.group.steps == published + player.group.unfinished_steps
 
 
-async def test_groups_that_come_and_go_leave_no_trace_in_the_slots_of_others() -> None:
-    spec = counting_spec(unroll=3, frame_stack=4)
+@pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
+async def test_groups_that_come_and_go_leave_no_trace_in_the_slots_of_others(agent: Agent) -> None:
+    spec = counting_spec(unroll=3, frame_stack=4, agent=agent)
     world = World(spec, slots=12)
     rng = np.random.default_rng(1)
     live: list[Player] = []
@@ -146,8 +151,9 @@ async def test_groups_that_come_and_go_leave_no_trace_in_the_slots_of_others() -
             assert_chunk_is_right(chunk, player.actor, spec)
 
 
-async def test_a_group_that_dies_in_a_waiting_batch_takes_only_its_own_rows_along() -> None:
-    spec = counting_spec(unroll=2)
+@pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
+async def test_a_group_that_dies_in_a_waiting_batch_takes_only_its_own_rows_along(agent: Agent) -> None:
+    spec = counting_spec(unroll=2, agent=agent)
     world = World(spec, max_batch_size=16)
     players = [world.join(CountingGroup(rows, seed=rows, stream_id=f"s{rows}")) for rows in (1, 2, 3, 4)]
     for player in players:
@@ -201,3 +207,75 @@ async def test_episodes_are_counted_from_the_raw_rewards() -> None:
     assert {(each["role"], each["task"], each["actor_id"]) for each in episodes} == {
         ("train", "Counting-v0", "a")
     }
+
+
+def greedy_share(player: Player, spec: RunSpec) -> NDArray[np.float64]:
+    """[B] how often each row did what the counting network thinks best."""
+    best = [
+        [told_logits(player.actor, row, t, spec).argmax() for row in range(player.actor.rows)]
+        for t in range(len(player.actor.actions))
+    ]
+    share: NDArray[np.float64] = (np.array(best) == np.array(player.actor.actions)).mean(axis=0)
+    return share
+
+
+async def test_each_row_of_a_group_explores_as_its_rung_of_the_ladder_says() -> None:
+    spec = counting_spec(agent="r2d2")
+    world = World(spec, max_batch_size=16)
+    players = [world.join(CountingGroup(rows, seed=rows, stream_id=f"s{rows}")) for rows in (5, 1)]
+    evaluated = world.join(CountingGroup(3, role="eval", stream_id="eval"))
+    for _ in range(1500):
+        await world.play([*players, evaluated])
+    world.model.close()
+    others = 1 - 1 / spec.environment.num_actions  # a random action may be the best one
+    for player in players:
+        expected = 1 - others * epsilon_ladder(player.actor.rows)
+        np.testing.assert_allclose(greedy_share(player, spec), expected, atol=0.045)
+    assert evaluated.group.epsilon.tolist() == [EVALUATION_EPSILON] * 3
+    np.testing.assert_allclose(greedy_share(evaluated, spec), 1.0, atol=0.006)
+
+
+async def test_where_epsilon_is_zero_only_the_best_action_is_taken_whatever_the_others_of_a_batch_do() -> (
+    None
+):
+    spec = counting_spec(agent="r2d2")
+    world = World(spec, max_batch_size=16)
+    players = [world.join(CountingGroup(4, seed=seed, stream_id=f"s{seed}")) for seed in (1, 2)]
+    players[0].group.epsilon[:] = [0.0, 1.0, 0.0, 1.0]
+    players[1].group.epsilon[:] = 0.0
+    for _ in range(300):
+        await world.play(players)
+    world.model.close()
+    share = greedy_share(players[0], spec)
+    assert share[[0, 2]].tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(share[[1, 3]], 1 / spec.environment.num_actions, atol=0.06)
+    assert greedy_share(players[1], spec).tolist() == [1.0] * 4
+
+
+async def test_rows_behind_a_group_that_died_in_a_waiting_batch_keep_their_own_epsilon() -> None:
+    spec = counting_spec(agent="r2d2")
+    world = World(spec, max_batch_size=16)
+    dead, alive = (world.join(CountingGroup(4, seed=seed, stream_id=f"s{seed}")) for seed in (1, 2))
+    dead.group.epsilon[:] = 1.0
+    alive.group.epsilon[:] = 0.0
+    waits = world.join(CountingGroup(1, seed=3, stream_id="s3"))
+    for player in (dead, alive, waits):
+        world.dispatcher.expect(player.group)
+    for _ in range(20):
+        futures = [world.ask(player) for player in (dead, alive)]
+        world.leave(dead)
+        world.take(alive, await asyncio.wait_for(asked(world, waits, futures[1]), 1))
+        dead = world.join(CountingGroup(4, seed=1, stream_id="s1"))
+        dead.group.epsilon[:] = 1.0
+        world.dispatcher.expect(dead.group)
+        world.dispatcher.expect(alive.group)
+        world.dispatcher.expect(waits.group)
+    world.model.close()
+    assert greedy_share(alive, spec).tolist() == [1.0] * 4
+
+
+async def asked(world: World, player: Player, future: "asyncio.Future[Answer]") -> Answer:
+    """The answer to another's request, for which this player's was awaited."""
+    mine = world.ask(player)
+    world.take(player, await mine)
+    return await future

@@ -26,6 +26,7 @@ class Asker:
         self.number = number
         self.rows = rows
         self.slots = np.arange(rows) + 100 * number
+        self.epsilon = np.zeros(rows, np.float32)
 
     def step(self) -> StepArrays:
         nothing = np.zeros(self.rows, np.bool_)

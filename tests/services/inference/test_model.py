@@ -10,12 +10,19 @@ from services.inference.model import Model, PackedBatch
 from services.inference.staging import Staging
 from shared.errors import RunError
 from shared.networks.build import build_network
-from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 
 ACTIONS = 3
 
 
-def make_spec(*, lstm_size: int = 0, frame_stack: int = 1, name: str = "mlp", image: bool = False) -> RunSpec:
+def make_spec(
+    *,
+    lstm_size: int = 0,
+    frame_stack: int = 1,
+    name: str = "mlp",
+    image: bool = False,
+    agent: Agent = "vtrace",
+) -> RunSpec:
     leaf = (
         LeafSpec(name="observation", dtype="uint8", shape=(40, 40), low=(0.0,), high=(255.0,))
         if image
@@ -24,7 +31,7 @@ def make_spec(*, lstm_size: int = 0, frame_stack: int = 1, name: str = "mlp", im
     return RunSpec(
         environment=EnvironmentSpec(observation=(leaf,), num_actions=ACTIONS),
         network=NetworkSpec(name=name, lstm_size=lstm_size, frame_stack=frame_stack, hidden_sizes=(16,)),
-        agent="vtrace",
+        agent=agent,
         unroll=5,
         reward_clip=0.0,
     )
@@ -55,6 +62,7 @@ def batch(
     *,
     first: bool = True,
     greedy: bool = False,
+    epsilon: float = 0.0,
     slots: list[int] | None = None,
     value: int = 1,
 ) -> PackedBatch:
@@ -68,7 +76,9 @@ def batch(
         truncated=np.zeros(rows, np.bool_),
         is_first=np.full(rows, first),
     )
-    staging.place(0, step, slots=np.array(slots or range(rows)), greedy=greedy)
+    staging.place(
+        0, step, slots=np.array(slots or range(rows)), greedy=greedy, epsilon=np.full(rows, epsilon)
+    )
     return PackedBatch(staging, rows, None)
 
 
@@ -178,3 +188,32 @@ def test_logits_are_float32_in_bfloat16_too(make: Make) -> None:
     spec = make_spec(name="impala_shallow", image=True, lstm_size=8)
     answers = make(spec, precision="bfloat16").run(batch(spec, 2))
     assert answers.logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_q_learning_takes_any_action_with_probability_epsilon_and_else_the_best(
+    make: Make, epsilon: float
+) -> None:
+    spec = make_spec(agent="r2d2")
+    answers = make(spec).run(batch(spec, 20_000, epsilon=epsilon))
+    found = np.bincount(answers.action, minlength=ACTIONS) / 20_000
+    expected = np.full(ACTIONS, epsilon / ACTIONS)
+    expected[answers.logits[0].argmax()] += 1 - epsilon
+    np.testing.assert_allclose(found, expected, atol=0.015 if epsilon else 0)
+    assert answers.action.dtype == np.int64
+
+
+def test_the_same_seed_explores_with_the_same_actions(make: Make) -> None:
+    spec = make_spec(agent="r2d2")
+    runs = [make(spec, seed=seed).run(batch(spec, 100, epsilon=0.5)).action for seed in (5, 5, 6)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert (runs[0] != runs[2]).any()
+
+
+def test_q_values_are_float32_in_bfloat16_too_and_those_of_the_network(make: Make) -> None:
+    spec = make_spec(name="impala_shallow", image=True, agent="r2d2")
+    answers = make(spec, precision="bfloat16").run(batch(spec, 2))
+    expected = make(spec).run(batch(spec, 2)).logits
+    assert answers.logits.dtype == np.float32
+    np.testing.assert_allclose(answers.logits, expected, rtol=0.1, atol=2e-3)
+    assert answers.logits.shape == (2, ACTIONS)
