@@ -111,9 +111,6 @@ class ChunkRows:
             self._forget(run, number)
             run.start = number
         run.next = number + 1
-        newest_start = number - number % self._stride
-        if newest_start < run.start or number - newest_start >= self._length:
-            return Added(gap=gap)  # no item has a place for it
         run.tail.append(KeptRow(number, self._store(data), td_errors, valid))
         start = run.next - self._length
         complete = tuple(run.tail) if start >= run.start and start % self._stride == 0 else ()
