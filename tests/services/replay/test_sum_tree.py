@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from services.replay.sum_tree import SumTree
 
-CAPACITIES = st.integers(1, 70)
+CAPACITIES = st.one_of(st.integers(1, 9), st.integers(60, 200))
 WEIGHTS = st.one_of(st.just(0.0), st.floats(1e-300, 1e100), st.floats(0.1, 10.0))
 SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
@@ -35,7 +35,7 @@ def test_of_a_leaf_named_twice_the_last_weight_counts() -> None:
     assert tree.total == 3.0
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=70))
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=150))
 def test_every_prefix_finds_the_leaf_that_a_running_sum_finds(weights: list[int]) -> None:
     if not sum(weights):
         return
@@ -44,7 +44,7 @@ def test_every_prefix_finds_the_leaf_that_a_running_sum_finds(weights: list[int]
     assert found.tolist() == expected
 
 
-@given(st.lists(WEIGHTS, min_size=1, max_size=70), SHARES)
+@given(st.lists(WEIGHTS, min_size=1, max_size=150), SHARES)
 def test_a_leaf_without_weight_is_never_found(weights: list[float], shares: list[float]) -> None:
     tree = filled(weights)
     if tree.total <= 0:
@@ -52,7 +52,17 @@ def test_a_leaf_without_weight_is_never_found(weights: list[float], shares: list
     above = [tree.total, np.nextafter(tree.total, np.inf), 2 * tree.total, np.inf]
     found = tree.find(np.array([share * tree.total for share in shares] + above))
     assert (tree.get(found) > 0).all()
-    assert found[-1] == np.flatnonzero(weights)[-1]
+
+
+@given(st.integers(1, 200), st.data())
+def test_what_lies_beyond_the_total_finds_the_last_leaf_with_a_weight(
+    capacity: int, data: st.DataObject
+) -> None:
+    weights = np.zeros(capacity)
+    weights[data.draw(st.lists(st.integers(0, capacity - 1), min_size=1))] = 0.1
+    tree = filled(weights.tolist())
+    beyond = np.array([tree.total, np.nextafter(tree.total, np.inf), 2 * tree.total, np.inf])
+    assert (tree.find(beyond) == np.flatnonzero(weights)[-1]).all()
 
 
 def test_rounding_does_not_accumulate() -> None:
