@@ -57,28 +57,32 @@ class Items:
         self._uses = np.zeros(capacity, np.int64)
         self._first = 0  # slot of the oldest item
 
-    def rows(self, slots: NDArray[np.int64]) -> list[list[int]]:
-        """Rows [n][length] of the items at `slots`."""
-        rows: list[list[int]] = self._rows[slots].tolist()
-        return rows
+    def rows(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows [n, length] of the items at `slots`."""
+        return self._rows[slots]
 
-    def rows_by_age(self, nth: int) -> list[int]:
-        """Rows [length] of the item before which `nth` others came."""
-        rows: list[int] = self._rows[(self._first + nth) % self.capacity].tolist()
-        return rows
+    def slot_by_age(self, nth: int) -> int:
+        """Slot of the item before which `nth` others came."""
+        return (self._first + nth) % self.capacity
 
     def oldest(self, n: int) -> NDArray[np.int64]:
         """Slots of the n oldest items."""
         return (self._first + np.arange(n)) % self.capacity
 
-    def append(self, rows: list[list[int]], priorities: NDArray[np.floating], now: float) -> None:
-        """Adds n items of rows [n][length] and priorities [n]; the caller sees to it that they fit."""
+    def append(
+        self, rows: list[list[int]], priorities: NDArray[np.floating], now: float
+    ) -> NDArray[np.int64]:
+        """Adds n items of rows [n][length] and priorities [n] and returns their slots [n].
+
+        The caller sees to it that they fit.
+        """
         slots = (self._first + self.size + np.arange(len(rows))) % self.capacity
         self._tree.set(slots, self._weights(priorities))
         self._rows[slots] = rows
         self._generations[slots] = np.maximum(self._generations[slots], self._floor) + 1
         self._times[slots], self._uses[slots] = now, 0
         self.size += len(rows)
+        return slots
 
     def remove_oldest(self, n: int, now: float) -> Removed:
         """Removes the n oldest items."""

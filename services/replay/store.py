@@ -76,9 +76,9 @@ class ChunkRows:
         """Streams whose runs may go on."""
         return len(self._streams)
 
-    def read(self, slots: Iterable[int]) -> list[bytes]:
+    def read(self, slots: Iterable[int]) -> tuple[bytes, ...]:
         """The bytes at `slots`."""
-        return [self._rows[slot] for slot in slots]
+        return tuple([self._rows[slot] for slot in slots])
 
     def add(
         self,

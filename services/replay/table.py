@@ -37,7 +37,7 @@ class Sampled(NamedTuple):
     keys: NDArray[np.uint64]  # [n], generation << 32 | slot
     probabilities: NDArray[np.float64]  # [n], P(i)
     size: int  # N, items there were
-    rows: list[list[bytes]]  # [n][chunks_per_item]
+    rows: list[tuple[bytes, ...]]  # [n][chunks_per_item]
     ages: NDArray[np.float64]  # [n], seconds
     uses: NDArray[np.int64]  # [n], how often each was sampled, this time included
 
@@ -81,6 +81,8 @@ class Table:
         self.capacity, self.max_bytes = capacity, max_bytes
         self._shape = (chunks_per_item, chunk_stride, chunk_steps)
         self._priorities = priorities
+        # By slot, the rows that the store keeps: one look-up for each item drawn instead of one for each row.
+        self._data: list[tuple[bytes, ...]] = [()] * capacity
         self._rng = np.random.default_rng(seed)
         self.inserts = 0
         self.samples = 0
@@ -161,7 +163,7 @@ class Table:
             keys=self._items.keys(slots),
             probabilities=probabilities,
             size=self.size,
-            rows=[self._store.read(item) for item in self._items.rows(slots)],
+            rows=[self._data[slot] for slot in slots.tolist()],
             ages=self._items.ages(slots, now),
             uses=self._items.uses(slots),
         )
@@ -208,7 +210,9 @@ class Table:
                 f"the state has chunks per item, stride and steps {tuple(shape)}, not {table._shape}"
             )
         table._items.restore(state, jump=int(np.random.default_rng().integers(*_JUMPS)))
-        table._store.restore(state, np.array(table._items.rows(table._items.oldest(table.size)), np.int64))
+        slots = table._items.oldest(table.size)
+        table._store.restore(state, table._items.rows(slots))
+        table._hold(slots)
         table.inserts, table.samples = inserts, samples
         table._rng = np.random.default_rng([arguments["seed"], inserts, samples])
         table._make_room(0, 0.0)
@@ -245,16 +249,22 @@ class Table:
             td_errors = np.array([[kept.td_errors for kept in item] for item in part]).reshape(len(part), -1)
             valid = np.array([[kept.valid for kept in item] for item in part]).reshape(len(part), -1)
             rows = [[kept.slot for kept in item] for item in part]
-            self._items.append(rows, self._priorities(td_errors, valid), now)
+            self._hold(self._items.append(rows, self._priorities(td_errors, valid), now))
         removed.append(self._make_room(0, now))
         ages, uses = zip(*removed, strict=True)
         return Removed(np.concatenate(ages), np.concatenate(uses))
+
+    def _hold(self, slots: NDArray[np.int64]) -> None:
+        for slot, rows in zip(slots.tolist(), self._items.rows(slots).tolist(), strict=True):
+            self._data[slot] = self._store.read(rows)
 
     def _make_room(self, n: int, now: float) -> Removed:
         """Removes the oldest items until n more fit, then what waits for the rest of an item."""
         removed = 0
         while removed < self.size and (self.size - removed + n > self.capacity or self._too_many_bytes):
-            self._store.release(self._items.rows_by_age(removed))
+            slot = self._items.slot_by_age(removed)
+            self._data[slot] = ()
+            self._store.release(self._items.rows(np.array([slot]))[0].tolist())
             removed += 1
         told = self._items.remove_oldest(removed, now)
         while self._too_many_bytes and not self.size:

@@ -76,7 +76,7 @@ def test_items_and_rows_are_those_that_the_definition_gives(
         expected = oracle.add(stream, row, number)
         assert ([kept.number for kept in added.complete], added.gap, added.stale) == expected
         slots = [kept.slot for kept in added.complete]
-        assert rows.read(slots) == [data_of(stream, row, n) for n in expected[0]]
+        assert rows.read(slots) == tuple(data_of(stream, row, n) for n in expected[0])
         assert [kept.td_errors.tolist() for kept in added.complete] == [[n, n] for n in expected[0]]
         if slots:
             items.append(slots)
@@ -89,7 +89,7 @@ def test_items_and_rows_are_those_that_the_definition_gives(
         if data.draw(st.integers(0, 9)) == 0:
             rows = restored(rows, items, length, stride)
     for where, slots in zip(oracle.items, items, strict=True):
-        assert rows.read(slots) == [data_of(where[0], where[1], where[2] + i) for i in range(length)]
+        assert rows.read(slots) == tuple(data_of(where[0], where[1], where[2] + i) for i in range(length))
 
 
 def restored(rows: ChunkRows, items: list[list[int]], length: int, stride: int) -> ChunkRows:
