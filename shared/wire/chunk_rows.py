@@ -69,21 +69,25 @@ def split_message(data: bytes | memoryview) -> Rows:
     Raises ChunkError as `decode_chunk` does, and on a chunk without TD errors. Damage within a compressed
     frame is not seen here but in `chunk_of_record`.
     """
-    meta, arrays, frames = stored_fields(CHUNK_FORMAT_VERSION, data)
-    unread = {name: _shape_only(frames[name]) for name in frames}
+    meta, stored = stored_fields(CHUNK_FORMAT_VERSION, data)
+    frames = {name: field for name, field in stored.items() if isinstance(field, Frames)}
     for name in frames:
         if not name.startswith(("observation/", "history/")):
             raise ChunkError(f"chunk field {name!r} is compressed")
-    chunk = chunk_of(meta, arrays | unread)
+    arrays = {
+        name: _shape_only(field) if isinstance(field, Frames) else field for name, field in stored.items()
+    }
+    chunk = chunk_of(meta, arrays)
     if chunk.td_errors is None:
         raise ChunkError("chunk has no td_errors; replay takes only those of R2D2")
     return Rows(
         header=chunk.header,
         records=list(_records(chunk, arrays, frames)),
-        td_errors=chunk.td_errors,
-        reset_steps=chunk.reset_steps,
-        weights_version=chunk.weights_version,
-        weights_update=chunk.weights_update,
+        # Copies: who keeps one does not keep the message.
+        td_errors=chunk.td_errors.copy(),
+        reset_steps=chunk.reset_steps.copy(),
+        weights_version=chunk.weights_version.copy(),
+        weights_update=chunk.weights_update.copy(),
     )
 
 
@@ -115,7 +119,7 @@ def _records(chunk: Chunk, arrays: dict[str, Array], frames: dict[str, Frames]) 
     history = next(iter(chunk.history.values())).shape[1] if chunk.history else 0
     weights = _runs(chunk.weights_version, chunk.weights_update)
     layout = _stored_order(row_layout(chunk.unroll, leaves, history, state), frames)
-    raw = [arrays[name].reshape(chunk.rows, -1).view(np.uint8) for name, _, _ in layout if name in arrays]
+    raw = [arrays[name].reshape(chunk.rows, -1).view(np.uint8) for name, _, _ in layout if name not in frames]
     packed = [(name, frames[name].rows) for name, _, _ in layout if name in frames]
     for row in range(chunk.rows):
         header = replace(chunk.header, first_row=chunk.header.first_row + row)

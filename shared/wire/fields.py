@@ -119,25 +119,22 @@ def decode_fields(format_version: int, data: bytes | memoryview) -> tuple[Any, d
         return head["meta"], {field["name"]: array_of(field, stored) for field, stored in _stored(head, data)}
 
 
-def stored_fields(
-    format_version: int, data: bytes | memoryview
-) -> tuple[Any, dict[str, Array], dict[str, Frames]]:
-    """The meta, the arrays that are stored raw, and the frames of those that are not: all views of `data`.
+def stored_fields(format_version: int, data: bytes | memoryview) -> tuple[Any, dict[str, Array | Frames]]:
+    """The meta, and by name the arrays that are stored raw, the frames of those that are not; all views.
 
     Raises ChunkError as `decode_fields`, save for damage within a frame, which only decompressing shows.
     """
-    arrays: dict[str, Array] = {}
-    frames: dict[str, Frames] = {}
+    fields: dict[str, Array | Frames] = {}
     with damage():
         head, data = _parsed(data, format_version)
         for field, stored in _stored(head, data):
             if field["codec"] == ZSTD_ROWS:
                 shape, dtype = tuple(field["shape"]), np.dtype(field["dtype"])
                 rows = list(_frames(field["sizes"], stored, shape, dtype))
-                frames[field["name"]] = Frames(dtype.name, shape, rows)
+                fields[field["name"]] = Frames(dtype.name, shape, rows)
             else:
-                arrays[field["name"]] = array_of(field, stored)
-        return head["meta"], arrays, frames
+                fields[field["name"]] = array_of(field, stored)
+        return head["meta"], fields
 
 
 @contextmanager

@@ -73,8 +73,7 @@ def test_frames_travel_as_they_arrived(noise: bool) -> None:
     message = encode_chunk(chunk)
     for row, record in enumerate(split_message(message).records):
         assert_same_chunk(chunk_of_record(record), slice_rows(chunk, row, row + 1))
-        frames = record[-2000:] if noise else record[-200:]
-        assert frames in message
+        assert record[-(20_000 if noise else 20) :] in message
 
 
 def test_what_replay_needs_is_there_without_the_records() -> None:
@@ -169,8 +168,8 @@ def test_a_changed_head_with_the_right_checksum_gives_a_chunk_or_a_chunk_error(d
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (b"[[1,", b"[[2,", "weights of other than 5 steps"),
-        (b"],5,0,", b"],6,0,", "weights|fit"),
+        (b"[[5,", b"[[4,", "weights of other than 5 steps"),
+        (b"],5,0,", b"],6,0,", "weights of other than 6 steps"),
         (b"],5,0,", b"],9999999999999,0,", "at most"),
         (b'"uint8"', b'"object"', "dtype"),
     ],
