@@ -8,6 +8,7 @@ are JSON: `{"waiting": words}` and another to come, `{"done": …}`, `{"refused"
 """
 
 import re
+import secrets
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from reprlib import repr as shown
@@ -34,7 +35,7 @@ Verdict = Literal["waiting", "done", "refused", "failed"]
 _CALL = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HEAD_BYTES = struct.Struct("<Q")
-_PART = struct.Struct("<4s16sIIIQ")  # magic, call, attempt, part, parts, bytes of the whole answer
+_PART = struct.Struct("<4s16sI8sIIQ")  # magic, call, attempt, answer, part, parts, bytes of all parts
 _MAGIC = b"SRRP"
 
 
@@ -152,11 +153,11 @@ def parts_of(answer: bytes, request: Request, max_bytes: int) -> list[bytes]:
         raise ProtocolError(f"an answer of {len(answer):,} bytes in messages of {max_bytes:,}")
     view = memoryview(answer)
     starts = range(0, len(answer), room)
-    call = bytes.fromhex(request.call)
+    call, name = bytes.fromhex(request.call), secrets.token_bytes(8)
     return [
         b"".join(
             (
-                _PART.pack(_MAGIC, call, request.attempt, part, len(starts), len(answer)),
+                _PART.pack(_MAGIC, call, request.attempt, name, part, len(starts), len(answer)),
                 view[start : start + room],
             )
         )
@@ -165,11 +166,11 @@ def parts_of(answer: bytes, request: Request, max_bytes: int) -> list[bytes]:
 
 
 class Assembly:
-    """Puts the parts of one attempt's answer together; those of any other attempt are left out."""
+    """Puts together the parts of one answer to one attempt: of that which came first, should there be two."""
 
     def __init__(self, request: Request) -> None:
         self._call = (bytes.fromhex(request.call), request.attempt)
-        self._whole: tuple[int, int] | None = None  # parts, bytes
+        self._whole: tuple[bytes, int, int] | None = None  # the answer's name, parts, bytes
         self._pieces: dict[int, memoryview] = {}
         self._bytes = 0
 
@@ -177,11 +178,13 @@ class Assembly:
         """The whole answer, once `message` completes it. Raises ProtocolError on what is no part of it."""
         if not is_part(message) or len(message) < _PART.size:
             raise ProtocolError(f"not a part of an answer: {shown(bytes(message[:40]))}")
-        _, call, attempt, part, parts, size = _PART.unpack_from(message)
+        _, call, attempt, name, part, parts, size = _PART.unpack_from(message)
         if (call, attempt) != self._call:
             return None
-        self._whole = self._whole or (parts, size)
-        if (parts, size) != self._whole or part >= parts or not parts <= size <= MAX_ANSWER_BYTES:
+        self._whole = self._whole or (name, parts, size)
+        if name != self._whole[0]:
+            return None
+        if (name, parts, size) != self._whole or part >= parts or not parts <= size <= MAX_ANSWER_BYTES:
             raise ProtocolError(f"part {part} of {parts}, {size} bytes in all, does not fit the others")
         if part in self._pieces:
             return None
