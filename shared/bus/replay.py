@@ -102,7 +102,7 @@ class ReplayClient:
 
         Raises Refused when they do not fit each other.
         """
-        if np.shape(keys) != np.shape(priorities):
+        if np.ndim(keys) != 1 or np.shape(keys) != np.shape(priorities):
             raise Refused(f"replay: {np.shape(priorities)} priorities of {np.shape(keys)} keys")
         if self._bus.patient:
             await self._bus.connected()
