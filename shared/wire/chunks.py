@@ -9,7 +9,7 @@ counts changes after which an older reader would misread a chunk; one that knows
 a chunk for its lack of logits, so both kinds are version 1 and what lies in a queue stays readable.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from reprlib import repr as shown
 from typing import Any
@@ -83,7 +83,11 @@ def decode_chunk(data: bytes | memoryview) -> Chunk:
 
     What was stored uncompressed is a read-only view of `data`. Safe to call from several threads at once.
     """
-    meta, arrays = decode_fields(CHUNK_FORMAT_VERSION, data)
+    return chunk_of(*decode_fields(CHUNK_FORMAT_VERSION, data))
+
+
+def chunk_of(meta: Any, arrays: dict[str, Array]) -> Chunk:
+    """The chunk whose header is `meta`, of arrays by their names on the wire. Raises ChunkError."""
     _check_shapes(arrays)
     header = _parsed_header(meta, len(arrays["is_first"]))
     return Chunk(
@@ -123,6 +127,13 @@ def worst_case_bytes(spec: RunSpec, state_shapes: StateShapes, rows: int) -> int
     return raw_bytes(CHUNK_FORMAT_VERSION, largest, _layout(spec, state_shapes, rows))
 
 
+def row_layout(unroll: int, leaves: Iterable[Layout], history: int, state: StateShapes) -> list[Layout]:
+    """The fields of one row of an R2D2 chunk; not the weights', which a message has once for all rows."""
+    shapes = _shapes(1, unroll, 0, "r2d2")
+    own = {name: shape for name, shape in shapes.items() if not name.startswith("weights_")}
+    return _fields(own, leaves, history, state)
+
+
 def rows_per_message(spec: RunSpec, state_shapes: StateShapes, group_size: int, max_payload: int) -> int:
     """R: the most rows of a group whose message fits NATS's `max_payload` bytes even if nothing compresses.
 
@@ -159,16 +170,23 @@ def _named_arrays(chunk: Chunk) -> Iterator[tuple[str, Array]]:
 def _layout(spec: RunSpec, state_shapes: StateShapes, rows: int) -> list[Layout]:
     """Name, dtype and shape of every field of a message of `rows` rows, in the order of `_named_arrays`."""
     shapes = _shapes(rows, spec.unroll, spec.environment.num_actions, spec.agent)
-    layout = [(name, _DTYPES[name], shape) for name, shape in shapes.items()]
-    leaves, history = spec.environment.observation, spec.network.frame_stack - 1
-    layout += [
-        (f"observation/{leaf.name}", leaf.dtype, (rows, spec.unroll + 1, *leaf.shape)) for leaf in leaves
-    ]
+    leaves = [(leaf.name, leaf.dtype, leaf.shape) for leaf in spec.environment.observation]
+    return _fields(shapes, leaves, spec.network.frame_stack - 1, state_shapes)
+
+
+def _fields(
+    shapes: dict[str, tuple[int, ...]], leaves: Iterable[Layout], history: int, state: StateShapes
+) -> list[Layout]:
+    """`shapes` are of the chunk's own fields; the others are of one environment's value at one step."""
+    rows, observations = shapes["is_first"]
+    leaves = list(leaves)
+    layout: list[Layout] = [(name, _DTYPES[name], shape) for name, shape in shapes.items()]
+    layout += [(f"observation/{name}", dtype, (rows, observations, *shape)) for name, dtype, shape in leaves]
     if history:
-        layout += [(f"history/{leaf.name}", leaf.dtype, (rows, history, *leaf.shape)) for leaf in leaves]
+        layout += [(f"history/{name}", dtype, (rows, history, *shape)) for name, dtype, shape in leaves]
     layout += [
         (f"state/{number}", np.dtype(dtype).name, (rows, *shape))
-        for number, (shape, dtype) in enumerate(state_shapes)
+        for number, (shape, dtype) in enumerate(state)
     ]
     return layout
 
