@@ -66,6 +66,21 @@ class Subjects:
         return f"seedrl_{self.run_id}_weights"
 
     @property
+    def replay_sample(self) -> str:
+        """Subject of requests for sequences."""
+        return f"{self.prefix}.replay.sample"
+
+    @property
+    def replay_priorities(self) -> str:
+        """Subject of new priorities."""
+        return f"{self.prefix}.replay.priorities"
+
+    @property
+    def replay_snapshot(self) -> str:
+        """Subject of requests for a snapshot."""
+        return f"{self.prefix}.replay.snapshot"
+
+    @property
     def episodes(self) -> str:
         """Subject of finished episodes."""
         return f"{self.prefix}.episodes"

@@ -5,9 +5,11 @@ Shapes: `T` steps, `B` rows (environments), `A` actions, `S` the frame stack.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
+
+from shared.specs import Agent
 
 State: TypeAlias = tuple[Tensor, ...]
 """Recurrent state: float32 leaves [B, …]; empty without recurrence."""
@@ -23,16 +25,30 @@ class NetworkInput(NamedTuple):
 
 
 class NetworkOutput(NamedTuple):
-    """Both float32, also under autocast."""
+    """For agent vtrace. Both float32, also under autocast."""
 
     policy_logits: Tensor  # [T, B, A]
     baseline: Tensor  # [T, B], V(x)
 
 
-class Network(nn.Module):
-    """A policy and value network, built as `Net(environment=EnvironmentSpec, network=NetworkSpec)`.
+class QOutput(NamedTuple):
+    """For agent r2d2. Float32, also under autocast."""
 
-    A network of one's own need not inherit from this: any `nn.Module` with the two methods will do.
+    q_values: Tensor  # [T, B, A], in rescaled space (shared.algorithms.returns)
+
+
+Output: TypeAlias = NetworkOutput | QOutput
+
+OUTPUTS: dict[Agent, type[Output]] = {"vtrace": NetworkOutput, "r2d2": QOutput}
+"""What networks return to which agent."""
+
+
+class Network(nn.Module):
+    """What acts and learns, built as `Net(environment=EnvironmentSpec, network=NetworkSpec)`.
+
+    A network of one's own need not inherit from this: any `nn.Module` with the two methods will do. It is
+    made for one agent: for vtrace it returns `NetworkOutput` (policy and value), for r2d2 `QOutput`. If it
+    can do both, its constructor takes a third keyword, `agent`, as those that come with the project do.
     Observation leaves keep their own dtype (uint8 images stay uint8), so the network scales them.
     """
 
@@ -41,7 +57,7 @@ class Network(nn.Module):
         """The state before an episode's first step, zeros [batch_size, …] on the network's device."""
 
     @abstractmethod
-    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
         """Unrolls `T` steps from `state` (before the first) and returns the state after the last.
 
         Where `inputs.is_first`, the state must be zeroed before it is used. Rows are independent, and an
@@ -49,4 +65,4 @@ class Network(nn.Module):
         """
 
     if TYPE_CHECKING:
-        __call__: Callable[..., tuple[NetworkOutput, State]]
+        __call__: Callable[..., tuple[Any, State]]  # which output it is, the run's agent says

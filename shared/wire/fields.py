@@ -16,9 +16,10 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from reprlib import repr as shown
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -55,6 +56,14 @@ class Field:
     compress: bool = False
 
 
+class Frames(NamedTuple):
+    """An array that lies there compressed: one frame for each row, not looked into."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    rows: list[memoryview]
+
+
 class _Codecs(threading.local):
     """Zstandard's contexts, one pair per thread: they are reused between calls but not thread-safe."""
 
@@ -68,7 +77,7 @@ _codecs = _Codecs()
 
 def encode_fields(format_version: int, meta: Mapping[str, Any], fields: Sequence[Field]) -> bytes:
     """`meta` and `fields` as bytes. Raises ChunkError when their number, dtypes or sizes cannot travel."""
-    _check_layout([(field.name, field.array.dtype.name, field.array.shape) for field in fields])
+    check_layout([(field.name, field.array.dtype.name, field.array.shape) for field in fields])
     heads: list[dict[str, Any]] = []
     pieces: list[Any] = []
     end = 0
@@ -105,20 +114,42 @@ def decode_fields(format_version: int, data: bytes | memoryview) -> tuple[Any, d
     Raises ChunkError, and nothing else, on bytes that are no such container; before it sets memory aside it
     checks that all arrays together are within the limits.
     """
-    view = memoryview(data).cast("B")
+    with damage():
+        head, data = _parsed(data, format_version)
+        return head["meta"], {field["name"]: array_of(field, stored) for field, stored in _stored(head, data)}
+
+
+def stored_fields(format_version: int, data: bytes | memoryview) -> tuple[Any, dict[str, Array | Frames]]:
+    """The meta, and by name the arrays that are stored raw, the frames of those that are not; all views.
+
+    Raises ChunkError as `decode_fields`, save for damage within a frame, which only decompressing shows.
+    """
+    fields: dict[str, Array | Frames] = {}
+    with damage():
+        head, data = _parsed(data, format_version)
+        for field, stored in _stored(head, data):
+            if field["codec"] == ZSTD_ROWS:
+                shape, dtype = tuple(field["shape"]), np.dtype(field["dtype"])
+                rows = list(_frames(field["sizes"], stored, shape, dtype))
+                fields[field["name"]] = Frames(dtype.name, shape, rows)
+            else:
+                fields[field["name"]] = array_of(field, stored)
+        return head["meta"], fields
+
+
+@contextmanager
+def damage() -> Iterator[None]:
+    """Raises ChunkError where the block stumbles over bytes or JSON that are not what they should be."""
     try:
-        head, start = _parsed_opening(view, format_version)
-        return head["meta"], dict(_decoded(head["fields"], view[start:]))
-    except (KeyError, TypeError, ValueError, zstandard.ZstdError, struct.error) as error:
+        yield
+    except (KeyError, TypeError, ValueError, OverflowError, zstandard.ZstdError, struct.error) as error:
         raise ChunkError(f"not a chunk: {shown(error)}") from error
 
 
 def read_meta(format_version: int, data: bytes | memoryview) -> Any:
     """Only the meta; of the arrays nothing is looked at. Raises ChunkError as `decode_fields`."""
-    try:
-        return _parsed_opening(memoryview(data).cast("B"), format_version)[0]["meta"]
-    except (KeyError, TypeError, ValueError, struct.error) as error:
-        raise ChunkError(f"not a chunk: {shown(error)}") from error
+    with damage():
+        return _parsed(data, format_version)[0]["meta"]
 
 
 def _head(name: str, dtype: str, shape: tuple[int, ...], offset: int, size: int) -> dict[str, Any]:
@@ -135,8 +166,9 @@ def _opening(format_version: int, meta: Mapping[str, Any], heads: list[dict[str,
     return b"".join((_PREFIX.pack(_MAGIC, len(head), zlib.crc32(head)), head, padding))
 
 
-def _parsed_opening(view: memoryview, format_version: int) -> tuple[Any, int]:
-    """The JSON head and where the data begins."""
+def _parsed(data: bytes | memoryview, format_version: int) -> tuple[Any, memoryview]:
+    """The JSON head, and the data behind it."""
+    view = memoryview(data).cast("B")
     if len(view) < _PREFIX.size:
         raise ChunkError(f"not a chunk: {len(view)} bytes")
     magic, size, checksum = _PREFIX.unpack_from(view)
@@ -154,11 +186,13 @@ def _parsed_opening(view: memoryview, format_version: int) -> tuple[Any, int]:
         raise ChunkError(
             f"chunk has format version {shown(parsed['format_version'])}, this is {format_version}"
         )
-    return parsed, start
+    return parsed, view[start:]
 
 
-def _decoded(heads: Any, data: memoryview) -> Iterator[tuple[str, Array]]:
-    _check_layout([(head["name"], head["dtype"], tuple(head["shape"])) for head in heads])
+def _stored(head: Any, data: memoryview) -> Iterator[tuple[dict[str, Any], memoryview]]:
+    """Each field's own head and its bytes."""
+    heads = head["fields"]
+    check_layout([(head["name"], head["dtype"], tuple(head["shape"])) for head in heads])
     end = 0
     for head in heads:
         offset, _ = _aligned(end)
@@ -169,12 +203,16 @@ def _decoded(heads: Any, data: memoryview) -> Iterator[tuple[str, Array]]:
                 f"{shown(size)} bytes of {len(data)}"
             )
         end = offset + size
-        yield head["name"], _array(head, data[offset:end])
+        yield head, data[offset:end]
     if end != len(data):
         raise ChunkError(f"chunk has {len(data)} bytes of data, its fields take {end}")
 
 
-def _array(head: dict[str, Any], stored: memoryview) -> Array:
+def array_of(head: Mapping[str, Any], stored: memoryview) -> Array:
+    """The array that `head` describes: a view of `stored`, or a new array where it is compressed.
+
+    The layout must have been checked. Raises ChunkError, and inside `damage` nothing else.
+    """
     shape, dtype, codec = tuple(head["shape"]), np.dtype(head["dtype"]).newbyteorder("<"), head["codec"]
     if codec == ZSTD_ROWS:
         array = _decompressed(head["sizes"], stored, shape, dtype)
@@ -191,7 +229,7 @@ def _array(head: dict[str, Any], stored: memoryview) -> Array:
     return array
 
 
-def _check_layout(layout: Sequence[Layout]) -> None:
+def check_layout(layout: Sequence[Layout]) -> None:
     """Raises ChunkError unless the fields are distinct, of known dtypes and together within the limits."""
     if len(layout) > _MAX_FIELDS:
         raise ChunkError(f"chunk has {len(layout)} fields, at most {_MAX_FIELDS} can travel")
@@ -232,22 +270,32 @@ def _compressed(array: Array) -> list[Any] | None:
 
 
 def _decompressed(sizes: Any, stored: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    if not isinstance(sizes, list) or len(sizes) != shape[0] or sum(sizes) != len(stored):
-        raise ChunkError(f"a compressed field's {shape[0]} rows do not take its {len(stored)} bytes")
+    frames = _frames(sizes, stored, shape, dtype)
     array: Array = np.empty(shape, dtype)
     rows = array.reshape(len(array), -1).view(np.uint8)
+    for row, frame in zip(rows, frames, strict=True):
+        if _codecs.decompressor.stream_reader(frame).readinto(row.data) != row.nbytes:
+            raise ChunkError("a compressed row is truncated")
+    return array
+
+
+def _frames(
+    sizes: Any, stored: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[memoryview]:
+    """The frames in `stored`, one per row."""
+    if not isinstance(sizes, list) or len(sizes) != shape[0] or sum(sizes) != len(stored):
+        raise ChunkError(f"a compressed field's {shape[0]} rows do not take its {len(stored)} bytes")
+    row_bytes = dtype.itemsize * math.prod(shape[1:])
     begin = 0
-    for row, size in zip(rows, sizes, strict=True):
+    for size in sizes:
         if type(size) is not int or size < 1:
             raise ChunkError(f"a compressed row of {shown(size)} bytes")
         frame = stored[begin : begin + size]
         begin += size
         # The size that the frame itself declares is what zstandard would set aside, so it comes first.
-        if zstandard.frame_content_size(frame) != row.nbytes:
-            raise ChunkError(f"a compressed row does not declare the {row.nbytes} bytes that it should hold")
-        if _codecs.decompressor.stream_reader(frame).readinto(row.data) != row.nbytes:
-            raise ChunkError("a compressed row is truncated")
-    return array
+        if zstandard.frame_content_size(frame) != row_bytes:
+            raise ChunkError(f"a compressed row does not declare the {row_bytes} bytes that it should hold")
+        yield frame
 
 
 def _little_endian(array: Array) -> Array:

@@ -43,10 +43,13 @@ run_specs = st.builds(
         lstm_size=st.integers(0, 512),
         frame_stack=st.integers(1, 64),
         hidden_sizes=st.lists(st.integers(1, 512), max_size=3).map(tuple),
+        dueling_size=st.integers(0, 512),
     ),
-    agent=st.just("vtrace"),
+    agent=st.sampled_from(["vtrace", "r2d2"]),
     unroll=st.integers(1, 200),
     reward_clip=st.floats(0, 10),
+    discount=st.floats(0, 1),
+    n_steps=st.integers(0, 10),
 )
 
 
@@ -106,14 +109,35 @@ def test_the_network_hash_is_the_same_in_every_process() -> None:
         replace(SPEC, network=replace(SPEC.network, lstm_size=128)),
         replace(SPEC, network=replace(SPEC.network, frame_stack=1)),
         replace(SPEC, reward_clip=0.0),
+        replace(SPEC, agent="r2d2"),
+        replace(SPEC, network=replace(SPEC.network, dueling_size=512)),
     ],
 )
 def test_what_changes_weights_or_inputs_changes_the_network_hash(other: RunSpec) -> None:
     assert other.network_hash != SPEC.network_hash
 
 
-def test_the_unroll_does_not_change_the_network_hash() -> None:
-    assert replace(SPEC, unroll=40).network_hash == SPEC.network_hash
+@pytest.mark.parametrize("change", [{"unroll": 40}, {"discount": 0.9}, {"n_steps": 3}])
+def test_how_chunks_are_cut_does_not_change_the_network_hash(change: dict[str, Any]) -> None:
+    assert replace(SPEC, **change).network_hash == SPEC.network_hash
+
+
+def test_a_spec_from_before_there_was_r2d2_is_still_read() -> None:
+    raw = orjson.loads(SPEC.to_json())
+    del raw["discount"], raw["n_steps"], raw["network"]["dueling_size"]
+    assert RunSpec.from_json(orjson.dumps(raw)) == SPEC
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"agent": "r2d2"}, "agent is r2d2, the run's is vtrace"),
+        ({"discount": 0.9}, "discount is 0.9, the run's is 0.0"),
+        ({"n_steps": 3}, "n_steps is 3, the run's is 0"),
+    ],
+)
+def test_services_of_one_run_agree_on_how_td_errors_are_computed(change: dict[str, Any], words: str) -> None:
+    assert SPEC.disagreement(replace(SPEC, **change)) == words
 
 
 def test_a_row_of_a_leaf_takes_its_elements_bytes() -> None:

@@ -45,6 +45,9 @@ def test_the_subjects_are_those_of_the_protocol() -> None:
     assert subjects.weights_part(0) == "seedrl.run.weights.0"
     assert subjects.weights_manifest == "seedrl.run.weights.manifest"
     assert subjects.episodes == "seedrl.run.episodes"
+    assert subjects.replay_sample == "seedrl.run.replay.sample"
+    assert subjects.replay_priorities == "seedrl.run.replay.priorities"
+    assert subjects.replay_snapshot == "seedrl.run.replay.snapshot"
     assert subjects.status("learner", "1") == "seedrl.run.status.learner.1"
     assert [subjects.control(verb) for verb in CONTROL_VERBS][:2] == [
         "seedrl.run.control.pause",

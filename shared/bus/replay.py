@@ -1,0 +1,339 @@
+"""Both sides of replay on NATS: asking for sequences, and answering; knows nothing of tables and priorities.
+
+Who asks for a sample or a snapshot waits as long as it takes, and hears each second that it should. Every
+such word, and every part of an answer, is confirmed: thus replay notices who went away and does not wait for
+it, and sends no faster than is taken. A call that is tried again carries the number of the attempt, and takes
+the place of the attempt before.
+"""
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, NamedTuple
+
+import nats.errors
+import numpy as np
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from numpy.typing import NDArray
+
+from shared.bus.beside import beside
+from shared.bus.client import ended
+from shared.bus.connection import API_TIMEOUT_SECONDS, Bus
+from shared.bus.trouble import trouble
+from shared.errors import ChunkError, ConnectionFailed, ProtocolError, Refused, SeedrlError
+from shared.types import Array, Chunk
+from shared.wire.chunk_rows import chunk_of_record
+from shared.wire.replay import (
+    MAX_BATCH_SIZE,
+    Assembly,
+    Request,
+    SampleAnswer,
+    Verdict,
+    decode_answer,
+    decode_priorities,
+    decode_sample,
+    decode_sample_request,
+    decode_snapshot_request,
+    encode_answer,
+    encode_priorities,
+    encode_request,
+    encode_sample,
+    is_part,
+    parts_of,
+)
+
+WAITING_SECONDS = 1.0
+SILENCE_SECONDS = 10.0
+_PARTS_IN_FLIGHT = 8
+_MAX_REQUESTS = 256
+_MAX_DAMAGED = 3
+_PRIORITY_BYTES = 16
+_PRIORITIES_HEAD_BYTES = 1024
+
+OnSample = Callable[[int], Awaitable[SampleAnswer]]
+OnPriorities = Callable[[NDArray[np.uint64], NDArray[np.float64]], Awaitable[Any]]
+OnSnapshot = Callable[[str], Awaitable[dict[str, Any]]]
+
+log = structlog.get_logger(__name__)
+
+
+class ReplaySample(NamedTuple):
+    """Sequences that replay chose by their priorities."""
+
+    keys: NDArray[np.uint64]  # [n], opaque: generation and slot
+    probabilities: NDArray[np.float64]  # [n], P(i) when sampled
+    size: int  # N, items in the table
+    sequences: list[list[Chunk]]  # per item the chunks of its run in order, one row each
+
+
+class ReplayClient:
+    """Asks the run's replay; survives its restarts and those of NATS. Any number of calls at once.
+
+    A patient bus tries until it works; otherwise ConnectionFailed.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def sample(self, batch_size: int) -> ReplaySample:
+        """`batch_size` sequences; waits while replay withholds them.
+
+        Raises Refused with the reason for what can never work, and ChunkError when what comes is damaged
+        time and again.
+        """
+        if not 1 <= batch_size <= MAX_BATCH_SIZE:
+            raise Refused(f"replay: a batch of {batch_size} sequences; 1 to {MAX_BATCH_SIZE:,} are possible")
+        for damaged in itertools.count(1):
+            answer = await self._asked(self._bus.subjects.replay_sample, batch_size)
+            try:
+                return await asyncio.to_thread(_decoded, answer, batch_size)
+            except (ChunkError, ProtocolError) as error:
+                log.warning("replay_sample_damaged", reason=str(error))
+                if damaged == _MAX_DAMAGED:
+                    raise ChunkError(f"replay: {damaged} samples in a row are damaged: {error}") from error
+        raise AssertionError
+
+    async def update_priorities(self, keys: NDArray[np.uint64], priorities: Array) -> None:
+        """Returns once replay has them [n]. At least once; those of items that are gone change nothing.
+
+        Raises Refused when they do not fit each other.
+        """
+        if np.ndim(keys) != 1 or np.shape(keys) != np.shape(priorities):
+            raise Refused(f"replay: {np.shape(priorities)} priorities of {np.shape(keys)} keys")
+        if self._bus.patient:
+            await self._bus.connected()
+        most = (self._bus.max_payload - _PRIORITIES_HEAD_BYTES) // _PRIORITY_BYTES
+        for start in range(0, len(keys), most):
+            some = slice(start, start + most)
+            await self._update(encode_priorities(keys[some], priorities[some]))
+
+    async def snapshot(self, name: str) -> dict[str, Any]:
+        """Replay writes the snapshot `name`; its name, items, bytes and seconds. Raises Refused."""
+        done = await self._asked(self._bus.subjects.replay_snapshot, name)
+        if not isinstance(done, dict):
+            raise Refused(f"replay: snapshot {name} is answered with {type(done).__name__}")
+        return done
+
+    async def _update(self, data: bytes) -> None:
+        async def update() -> None:
+            with trouble("replay"):
+                subject = self._bus.subjects.replay_priorities
+                answer = await self._bus.nc.request(subject, data, timeout=API_TIMEOUT_SECONDS)
+            with _garbage_passes():
+                _done(answer.data)
+
+        await self._bus.persistently(update)
+
+    async def _asked(self, subject: str, value: int | str) -> Any:
+        """The answer: bytes where it came in parts."""
+        call, attempts = secrets.token_hex(16), itertools.count()
+        return await self._bus.persistently(
+            lambda: self._attempt(subject, Request(call, next(attempts), value))
+        )
+
+    async def _attempt(self, subject: str, request: Request) -> Any:
+        lost = self._bus.nc.lost
+        inbox = self._bus.nc.new_inbox()  # of this attempt alone
+        with trouble("replay"):
+            subscription = await self._bus.nc.subscribe(inbox)
+            try:
+                await self._bus.nc.publish(subject, encode_request(request), reply=inbox)
+                with _garbage_passes():
+                    return await _answer(subscription, lost, Assembly(request))
+            finally:
+                with suppress(nats.errors.Error):
+                    await subscription.unsubscribe()
+
+
+@asynccontextmanager
+async def serve_replay(
+    bus: Bus, *, on_sample: OnSample, on_priorities: OnPriorities, on_snapshot: OnSnapshot
+) -> AsyncIterator[None]:
+    """Answers ReplayClients while the block runs, also after NATS was away.
+
+    `on_sample` may wait as long as it must; it is cancelled when who asked went away, or asked again. What
+    the other two return is told to who asked (JSON); they are not cancelled before the block ends. Of what
+    they raise, ConnectionFailed makes the client try again, any other SeedrlError refuses the request, and
+    everything else ends the block. More than 256 requests at once are told to come again.
+    """
+    async with beside(_Server(bus, on_sample, on_priorities, on_snapshot).run()):
+        yield
+
+
+class _Server:
+    def __init__(
+        self, bus: Bus, on_sample: OnSample, on_priorities: OnPriorities, on_snapshot: OnSnapshot
+    ) -> None:
+        self._bus = bus
+        self._on_sample = on_sample
+        self._on_priorities = on_priorities
+        self._on_snapshot = on_snapshot
+        self._requests = 0
+        self._newest: dict[str, tuple[int, asyncio.Task[None]]] = {}  # attempt by call
+
+    async def run(self) -> None:
+        """Serves until it is cancelled."""
+        await self._bus.connected()
+        subjects = self._bus.subjects
+        handlers = {
+            subjects.replay_sample: self._sample,
+            subjects.replay_priorities: self._priorities,
+            subjects.replay_snapshot: self._snapshot,
+        }
+        subscriptions = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for subject, handler in handlers.items():
+                    take = self._taking(group, handler)
+                    subscriptions.append(await self._bus.nc.subscribe(subject, cb=take))
+                await asyncio.Event().wait()
+        finally:
+            for subscription in subscriptions:
+                with suppress(nats.errors.Error):
+                    await subscription.unsubscribe()
+
+    def _taking(
+        self, group: asyncio.TaskGroup, handler: Callable[[Msg], Coroutine[Any, Any, None]]
+    ) -> Callable[[Msg], Awaitable[None]]:
+        async def take(message: Msg) -> None:
+            if self._requests >= _MAX_REQUESTS:
+                await self._say(message, "failed", f"{self._requests} requests wait")
+                return
+            self._requests += 1
+            group.create_task(answer(message))
+
+        async def answer(message: Msg) -> None:
+            try:
+                await handler(message)
+            except ConnectionFailed as error:
+                await self._say(message, "failed", str(error))
+            except SeedrlError as error:
+                await self._say(message, "refused", str(error))
+            finally:
+                self._requests -= 1
+
+        return take
+
+    async def _sample(self, message: Msg) -> None:
+        request = decode_sample_request(message.data)
+        me = asyncio.current_task()
+        assert me is not None
+        attempt, before = self._newest.get(request.call, (-1, me))
+        if attempt >= request.attempt:
+            return
+        self._newest[request.call] = request.attempt, me
+        if before is not me:
+            before.cancel()
+        try:
+            await self._send_sample(message, request)
+        finally:
+            if self._newest.get(request.call) == (request.attempt, me):
+                del self._newest[request.call]
+
+    async def _send_sample(self, message: Msg, request: Request) -> None:
+        sampling = asyncio.ensure_future(self._on_sample(int(request.value)))
+        try:
+            if not await self._waited(message, sampling):
+                return
+            answer = sampling.result()
+        finally:
+            await ended(sampling)
+        data = await asyncio.to_thread(encode_sample, answer)
+        parts = parts_of(data, request, self._bus.max_payload)
+        for start in range(0, len(parts), _PARTS_IN_FLIGHT):
+            sending = (self._heard(message, part) for part in parts[start : start + _PARTS_IN_FLIGHT])
+            if not all(await asyncio.gather(*sending)):
+                return
+
+    async def _priorities(self, message: Msg) -> None:
+        await self._say(message, "done", await self._on_priorities(*decode_priorities(message.data)))
+
+    async def _snapshot(self, message: Msg) -> None:
+        request = decode_snapshot_request(message.data)
+        writing = asyncio.ensure_future(self._on_snapshot(str(request.value)))
+        try:
+            await self._waited(message, writing)
+            await asyncio.wait({writing})
+            await self._say(message, "done", writing.result())
+        finally:
+            await ended(writing)
+
+    async def _waited(self, message: Msg, work: "asyncio.Future[Any]") -> bool:
+        """Whether `work` is done and who asked is still there."""
+        while not (await asyncio.wait({work}, timeout=WAITING_SECONDS))[0]:
+            if not await self._heard(message, encode_answer("waiting", "replay is at it")):
+                return False
+        return True
+
+    async def _heard(self, message: Msg, data: bytes) -> bool:
+        """Sends; whether it was received."""
+        with suppress(nats.errors.Error, OSError):
+            await self._bus.nc.request(message.reply, data, timeout=SILENCE_SECONDS)
+            return True
+        return False
+
+    async def _say(self, message: Msg, verdict: Verdict, value: Any) -> None:
+        if message.reply:
+            with suppress(nats.errors.Error, OSError):
+                await self._bus.nc.publish(message.reply, encode_answer(verdict, value))
+
+
+async def _answer(subscription: Subscription, lost: "asyncio.Future[None]", assembly: Assembly) -> Any:
+    while True:
+        message = await _next(subscription, lost)
+        if message.reply:
+            await message.respond(b"")
+        if not is_part(message.data):
+            answer = decode_answer(message.data) if message.data else None
+            if answer is None:
+                raise ConnectionFailed("replay: nobody there answers")
+            if answer.verdict != "waiting":
+                return _done(message.data)
+        elif (whole := assembly.add(message.data)) is not None:
+            return whole
+
+
+async def _next(subscription: Subscription, lost: "asyncio.Future[None]") -> Msg:
+    """The next message; raises ConnectionReconnectingError when the connection is lost before."""
+    coming = asyncio.ensure_future(subscription.next_msg(timeout=SILENCE_SECONDS))
+    try:
+        ends: set[asyncio.Future[Any]] = {coming, lost}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            raise nats.errors.ConnectionReconnectingError
+        return coming.result()
+    finally:
+        await ended(coming)
+
+
+def _done(data: bytes) -> Any:
+    """What was done; raises Refused or ConnectionFailed where it was not."""
+    verdict, value = decode_answer(data)
+    if verdict == "refused":
+        raise Refused(f"replay: {value}")
+    if verdict != "done":
+        raise ConnectionFailed(f"replay: {value}")
+    return value
+
+
+@contextmanager
+def _garbage_passes() -> Iterator[None]:
+    """An answer that is none is trouble with the connection: ask again."""
+    try:
+        yield
+    except ProtocolError as error:
+        raise ConnectionFailed(f"replay: {error}") from error
+
+
+def _decoded(answer: Any, batch_size: int) -> ReplaySample:
+    if not isinstance(answer, bytes):
+        raise ProtocolError("a sample without its parts")
+    keys, probabilities, size, rows = decode_sample(answer)
+    if len(keys) != batch_size:
+        raise ProtocolError(f"{len(keys)} sequences where {batch_size} were asked for")
+    sequences = [[chunk_of_record(record) for record in records] for records in rows]
+    return ReplaySample(keys, probabilities, size, sequences)
