@@ -54,7 +54,7 @@ class ReplayConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Seque
         return -(-(self.burn_in + self.sequence_length) // self.unroll)
 
     def least_error_buffer(self, rows: int) -> float:
-        """The smallest error buffer with which messages of `rows` rows and whole batches go past each other."""
+        """The smallest error buffer with which messages of `rows` rows and batches go past each other."""
         return smallest_error_buffer(
             samples_per_insert=self.replay_ratio, rows_per_chunk=rows, batch_size=self.batch_size
         )

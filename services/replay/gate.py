@@ -52,7 +52,7 @@ class Gate:
         self.shelf = shelf
         self.inserts, self.samples = Waits(), Waits()
         self._turn = {self.inserts: asyncio.Lock(), self.samples: asyncio.Lock()}
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()  # set, and another one taken, at every change
 
     async def insert(self, rows: Rows) -> Inserted:
         """Inserts a message once that is allowed.
@@ -64,7 +64,7 @@ class Gate:
         async with self._turn[self.inserts]:
             await self._until(lambda: shelf.may_insert(len(rows.records)), self.inserts)
             inserted = shelf.insert(rows, now=time.time())
-        await self._tell()
+        self._tell()
         return inserted
 
     async def sample(self, n: int) -> Sampled:
@@ -74,16 +74,16 @@ class Gate:
         async with self._turn[self.samples]:
             await self._until(lambda: shelf.may_sample(n), self.samples)
             sampled = shelf.sample(n, now=time.time())
-        await self._tell()
+        self._tell()
         return sampled
 
     async def _until(self, allowed: Callable[[], bool], waits: Waits) -> None:
         if allowed():
             return
         with waits.waiting():
-            async with self._changed:
-                await self._changed.wait_for(allowed)
+            while not allowed():
+                await self._changed.wait()
 
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

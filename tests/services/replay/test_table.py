@@ -139,6 +139,15 @@ def test_an_update_for_an_item_that_is_gone_changes_nothing() -> None:
     assert keys_by_row(table)[b"row 3"] == late[b"row 0"] + (1 << 32)  # the same slot, a generation on
 
 
+def test_nor_does_one_for_an_item_whose_slot_is_still_free() -> None:
+    table = table_of(max_bytes=100)
+    put(table, 0, data=b"x" * 60)
+    late = keys_by_row(table)[b"x" * 60]
+    put(table, 1, data=b"y" * 60)
+    assert table.update(np.array([late], np.uint64), np.array([50.0])) == {"evicted": 1}
+    assert probabilities_by_row(table) == {b"y" * 60: 1.0}
+
+
 def test_what_is_wrong_in_an_update_is_counted_by_reason_and_the_rest_is_in_force() -> None:
     table = table_of(capacity=3)
     for number in range(4):

@@ -46,10 +46,11 @@ def cpu_seconds(call: Callable[[], Any], *, calls: int) -> float:
 
 def test_sampling_costs_about_the_same_of_100000_items_as_of_1000_and_a_state_little() -> None:
     small, large = filled(1000), filled(100_000)
-    ratios = []
-    for _ in range(9):  # in turns, so that whatever else runs slows both
-        cost = [cpu_seconds(lambda t=table: t.sample(64, now=0.0), calls=30) for table in (small, large)]
-        ratios.append(cost[1] / cost[0])
-    assert sorted(ratios)[len(ratios) // 2] <= 1.5
+    costs = [
+        [cpu_seconds(lambda t=table: t.sample(64, now=0.0), calls=20) for table in (small, large)]
+        for _ in range(25)  # in turns; the least of each is what nothing else on the machine slowed
+    ]
+    least_small, least_large = np.array(costs).min(axis=0)
+    assert least_large <= 1.5 * least_small
     assert large.rows > 100_000
     assert min(cpu_seconds(large.state, calls=1) for _ in range(5)) < 0.25
