@@ -24,6 +24,8 @@ class ReplayConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Seque
 
     run_dir: Path | None = None
     """Directory of the run, for snapshots and accounts (in replay/); default: runs/RUN_ID."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of what is random; default: a different one each time."""
     replay_capacity: int = Field(100_000, ge=1, lt=2**32)
     """Sequences that replay holds; the oldest make room."""
     replay_max_bytes: int = Field(0, ge=0)

@@ -197,7 +197,7 @@ def _latest(config: ReplayConfig, snapshots: Snapshots, run: dict[str, Any]) -> 
 
 
 def _shelf(config: ReplayConfig, snapshot: Snapshot | None) -> Shelf:
-    seed = int(np.random.default_rng().integers(2**63))
+    seed = config.seed if config.seed is not None else int(np.random.default_rng().integers(2**63))
     if snapshot is None:
         return Shelf(config, seed=seed)
     try:

@@ -73,7 +73,9 @@ async def _linger(config: ReplayConfig, bus: Bus, over: asyncio.Event, stop: asy
     await over.wait()
     with suppress(TimeoutError, ConnectionFailed):
         async with asyncio.timeout(config.grace_seconds):
-            while await lease_owner(bus, LEARNER_LEASE) is not None:
+            while True:
+                if await lease_owner(bus, LEARNER_LEASE) is None:
+                    break
                 await asyncio.sleep(RETRY_SECONDS)
     stop.set()
 
