@@ -20,6 +20,7 @@ from shared.errors import ConnectionFailed, Refused
 from shared.specs import RunSpec
 
 LEARNER_LEASE = "learner"
+REPLAY_LEASE = "replay"
 LEASE_SECONDS = 5.0
 _SPEC_KEY = "spec"
 _RELEASE_SECONDS = 1.0

@@ -57,6 +57,7 @@ _PRIORITIES_HEAD_BYTES = 1024
 OnSample = Callable[[int], Awaitable[SampleAnswer]]
 OnPriorities = Callable[[NDArray[np.uint64], NDArray[np.float64]], Awaitable[Any]]
 OnSnapshot = Callable[[str], Awaitable[dict[str, Any]]]
+OnRefusal = Callable[[str], None]
 
 log = structlog.get_logger(__name__)
 
@@ -151,27 +152,38 @@ class ReplayClient:
 
 @asynccontextmanager
 async def serve_replay(
-    bus: Bus, *, on_sample: OnSample, on_priorities: OnPriorities, on_snapshot: OnSnapshot
+    bus: Bus,
+    *,
+    on_sample: OnSample,
+    on_priorities: OnPriorities,
+    on_snapshot: OnSnapshot,
+    on_refusal: OnRefusal = lambda words: None,
 ) -> AsyncIterator[None]:
     """Answers ReplayClients while the block runs, also after NATS was away.
 
     `on_sample` may wait as long as it must; it is cancelled when who asked went away, or asked again. What
     the other two return is told to who asked (JSON); they are not cancelled before the block ends. Of what
     they raise, ConnectionFailed makes the client try again, any other SeedrlError refuses the request, and
-    everything else ends the block. More than 256 requests at once are told to come again.
+    everything else ends the block. `on_refusal` hears in words of each request refused. More than 256 requests at once are told to come again.
     """
-    async with beside(_Server(bus, on_sample, on_priorities, on_snapshot).run()):
+    async with beside(_Server(bus, on_sample, on_priorities, on_snapshot, on_refusal).run()):
         yield
 
 
 class _Server:
     def __init__(
-        self, bus: Bus, on_sample: OnSample, on_priorities: OnPriorities, on_snapshot: OnSnapshot
+        self,
+        bus: Bus,
+        on_sample: OnSample,
+        on_priorities: OnPriorities,
+        on_snapshot: OnSnapshot,
+        on_refusal: OnRefusal,
     ) -> None:
         self._bus = bus
         self._on_sample = on_sample
         self._on_priorities = on_priorities
         self._on_snapshot = on_snapshot
+        self._on_refusal = on_refusal
         self._requests = 0
         self._newest: dict[str, tuple[int, asyncio.Task[None]]] = {}  # attempt by call
 
@@ -212,6 +224,7 @@ class _Server:
             except ConnectionFailed as error:
                 await self._say(message, "failed", str(error))
             except SeedrlError as error:
+                self._on_refusal(str(error))
                 await self._say(message, "refused", str(error))
             finally:
                 self._requests -= 1

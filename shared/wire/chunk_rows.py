@@ -44,6 +44,7 @@ class Rows(NamedTuple):
     """A message of `R` rows, taken apart."""
 
     header: ChunkHeader
+    outline: Chunk  # views of the message; what is compressed has the right shape and no values
     records: list[bytes]  # [R]
     td_errors: NDArray[np.float32]  # [R, T]
     reset_steps: NDArray[np.bool_]  # [R, T]
@@ -82,6 +83,7 @@ def split_message(data: bytes | memoryview) -> Rows:
         raise ChunkError("chunk has no td_errors; replay takes only those of R2D2")
     return Rows(
         header=chunk.header,
+        outline=chunk,
         records=list(_records(chunk, arrays, frames)),
         # Copies: who keeps one does not keep the message.
         td_errors=chunk.td_errors.copy(),

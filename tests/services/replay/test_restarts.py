@@ -1,0 +1,221 @@
+"""Replay that ends, is killed, or finds a damaged snapshot: what it holds and counts afterwards."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.bus.connection import Bus
+from shared.bus.replay import ReplayClient, ReplaySample
+from shared.bus.work_queue import queue_state
+from shared.errors import RunError
+from shared.wire.chunks import slice_rows
+from tests.support.chunks import assert_same_chunk
+from tests.support.commands import command, environment
+from tests.support.nats import NatsRun, OwnNats
+from tests.support.replay_runs import FREE, SETTINGS, Queue, replay_config, replaying, status_of
+from tests.support.waiting import eventually
+
+
+async def held(bus: Bus) -> dict[int, tuple[float, list[tuple[int, int]]]]:
+    """By key: the probability of each sequence, and the numbers and rows of its chunks."""
+    found = {}
+    for _ in range(6):
+        sample = await ReplayClient(bus).sample(100)
+        for key, probability, sequence in zip(
+            sample.keys.tolist(), sample.probabilities.tolist(), sample.sequences, strict=True
+        ):
+            chunks = [(chunk.header.number, chunk.header.first_row) for chunk in sequence]
+            found[key] = (probability, chunks)
+    return found
+
+
+async def test_a_restart_goes_on_with_the_same_sequences_priorities_and_limiter(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = replay_config(nats, tmp_path, **FREE)
+        async with replaying(config) as replay:
+            await queue.fed(12)
+            await queue.emptied()
+            keys = np.array(sorted(await held(bus)), np.uint64)
+            await ReplayClient(bus).update_priorities(keys, np.linspace(0.5, 1.5, len(keys)))
+            before, status = await held(bus), await status_of(bus)
+            await replay.stopped()
+        async with replaying(config) as replay:
+            after = await held(bus)
+            assert {key: chunks for key, (_, chunks) in after.items()} == {
+                key: chunks for key, (_, chunks) in before.items()
+            }
+            for key, (probability, _) in before.items():
+                assert after[key][0] == pytest.approx(probability)
+            now = await status_of(bus)
+            for same in ("items", "bytes", "rows", "steps", "inserted_items", "chunks"):
+                assert now[same] == status[same], same
+            assert now["balance"] == status["balance"] - 600
+            # The run goes on where it was: the next chunk completes a sequence with those before the restart.
+            await queue.fed(1)
+            await queue.emptied()
+            assert (await status_of(bus))["items"] == now["items"] + 2
+            await replay.stopped()
+        accounts = await queue.exact_accounts(tmp_path)
+        assert (accounts.inserted, accounts.rolled_back, accounts.redelivered) == (13, 0, 0)
+
+
+async def test_a_full_table_and_its_limiter_go_on_after_a_restart(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = replay_config(nats, tmp_path, replay_capacity=6)
+        client = ReplayClient(bus)
+        for _ in range(3):
+            async with replaying(config) as replay:
+                feeding = asyncio.create_task(queue.fed(20))
+                while not feeding.done():
+                    await client.sample(2)
+                await feeding
+                status = await status_of(bus)
+                assert status["items"] == 6
+                assert abs(status["balance"]) <= 4
+                await replay.stopped()
+        await queue.exact_accounts(tmp_path)
+
+
+async def test_the_snapshot_before_a_damaged_one_is_restored(
+    nats: NatsRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = replay_config(nats, tmp_path, **FREE)
+        async with replaying(config) as replay:
+            await queue.fed(5)
+            await queue.emptied()
+            await ReplayClient(bus).snapshot("good")
+            await queue.fed(4)
+            await queue.emptied()
+            await replay.stopped()
+        newest = tmp_path / "replay" / "snapshot-000000000002-end" / "index.npz"
+        newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+        async with replaying(config) as replay:
+            status = await eventually(lambda: _restored(bus))
+            assert (status["items"], status["chunks"]["rolled_back"]) == (4, 4)
+            await queue.fed(6)
+            await queue.emptied()
+            await replay.stopped()
+        assert "index.npz does not match its hash" in capsys.readouterr().out
+        accounts = await queue.exact_accounts(tmp_path)
+        assert (accounts.inserted, accounts.rolled_back) == (15, 4)
+
+
+async def test_snapshots_of_another_run_are_refused(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with replaying(replay_config(nats, tmp_path, **FREE)) as replay:
+            await queue.fed(3)
+            await queue.emptied()
+            await replay.stopped()
+        other = replay_config(nats, tmp_path, sequence_length=4, **FREE)
+        async with replaying(other, fails=True) as replay:
+            with pytest.raises(RunError, match="cannot be used: the state has chunks per item, stride"):
+                await replay.ended()
+    renamed = NatsRun(nats.url, nats.token, nats.run_id + "-2")
+    async with renamed.bus() as bus:
+        await Queue.created(bus)
+        async with replaying(replay_config(renamed, tmp_path, **FREE), fails=True) as replay:
+            with pytest.raises(RunError, match="holds snapshots of another run"):
+                await replay.ended()
+
+
+async def test_a_client_waits_through_restarts_of_replay_and_of_nats(
+    own_nats: OwnNats, tmp_path: Path
+) -> None:
+    async with own_nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = replay_config(own_nats.run, tmp_path, **FREE)
+        sampling = asyncio.create_task(ReplayClient(bus).sample(4))
+        async with replaying(config) as replay:
+            await queue.fed(4)
+            assert (await asyncio.wait_for(sampling, 30)).size == 2
+            await replay.stopped()
+        sampling = asyncio.create_task(ReplayClient(bus).sample(4))
+        await own_nats.kill()
+        await own_nats.start()
+        async with replaying(config):
+            sample = await asyncio.wait_for(sampling, 60)
+            assert sample.size == 2
+            await own_nats.kill()
+            await own_nats.start()
+            await queue.fed(3)
+            await queue.emptied()
+            _assert_as_published(await ReplayClient(bus).sample(20), queue)
+
+
+@pytest.mark.slow
+async def test_killed_again_and_again_it_loses_only_what_came_after_its_snapshots_and_counts_it(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus, max_messages=20)
+        sampling = asyncio.create_task(_sample_for_ever(bus))
+        feeding = asyncio.create_task(queue.fed(400))
+        for kill in range(4):
+            process = _started(nats, tmp_path)
+            inserted = 100 * kill
+
+            async def has_moved(beyond: int = inserted) -> bool:
+                return (await queue_state(bus)).last_sequence > beyond + 60
+
+            await eventually(has_moved, timeout=60)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        process = _started(nats, tmp_path)
+        async with asyncio.timeout(60):
+            await feeding
+        await queue.emptied(timeout=60)
+        sampling.cancel()
+        with suppress(asyncio.CancelledError):
+            await sampling
+        status = await status_of(bus)
+        process.terminate()
+        assert process.wait(30) == 0
+        accounts = await queue.exact_accounts(tmp_path)
+        assert accounts.inserted == 400
+        assert accounts.steps == 400 * 2 * 4
+        assert 0 < accounts.rolled_back < 400
+        assert abs(status["balance"]) <= 4
+
+
+async def _sample_for_ever(bus: Bus) -> None:
+    client = ReplayClient(bus)
+    while True:
+        sample = await client.sample(2)
+        await client.update_priorities(sample.keys, np.ones(2))
+
+
+def _started(nats: NatsRun, run_dir: Path) -> "subprocess.Popen[bytes]":
+    settings = {**SETTINGS, "snapshot_seconds": 0.3, "replay_capacity": 1000}
+    words = [
+        f"--{name.replace('_', '-')}={value[0] if isinstance(value, tuple) else value}"
+        for name, value in settings.items()
+    ]
+    where = ["--run-id", nats.run_id, "--run-dir", str(run_dir), "--nats-url", nats.url]
+    return subprocess.Popen(
+        command("replay", *where, *words), env=environment(SEEDRL_NATS_TOKEN=nats.token), cwd=run_dir
+    )
+
+
+async def _restored(bus: Bus) -> dict[str, object] | None:
+    status = await status_of(bus)
+    return status if status["restored"] else None
+
+
+def _assert_as_published(sample: ReplaySample, queue: Queue) -> None:
+    for sequence in sample.sequences:
+        for chunk in sequence:
+            row = chunk.header.first_row
+            assert_same_chunk(chunk, slice_rows(queue.chunks[chunk.header.number], row, row + 1))
