@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -125,24 +125,50 @@ class NatsSettings(Group):
 class AgentSettings(Group):
     """What inference and the learner of one run must agree on."""
 
-    agent: Literal["vtrace"] = "vtrace"
-    """Algorithm: vtrace (IMPALA)."""
+    agent: Literal["vtrace", "r2d2"] = "vtrace"
+    """Algorithm: vtrace (IMPALA), or r2d2 (recurrent Q-learning from a prioritized replay)."""
     network: str = "auto"
     """mlp, nature, impala_shallow, impala_deep or your own module:Class; auto: impala_shallow or mlp."""
     lstm_size: int = Field(0, ge=0)
     """Units of the LSTM core; 0: none."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Layer sizes of the mlp network."""
+    dueling_size: int = Field(0, ge=0)
+    """Units of the hidden layer in each of R2D2's two heads, V and A; 0: straight linear."""
     frame_stack: int = Field(1, ge=1, le=64)
     """Newest frames the policy sees at once; stacked on the device, actors send single frames."""
     unroll: int = Field(20, ge=1)
     """Steps of a trajectory chunk (T)."""
     reward_clip: float = Field(0.0, ge=0)
     """Rewards are clipped to ± this for training and as network input; 0: not clipped."""
+    discount: float = Field(0.99, ge=0, le=1)
+    """Discount γ of future rewards."""
+    n_steps: int = Field(5, ge=1)
+    """Rewards that R2D2 sums before it bootstraps (n)."""
     batch_size: int = Field(32, ge=1)
-    """Trajectories (rows of T steps) per update."""
+    """Trajectories (rows of T steps; sequences for R2D2) per update."""
     max_queued_batches: int = Field(3, ge=2)
     """Batches that may wait in the work queue before actors are slowed down."""
+
+
+class SequenceSettings(Group):
+    """What replay and the learner of an R2D2 run must agree on; without meaning for V-trace."""
+
+    burn_in: int = Field(40, ge=0)
+    """Steps at a sequence's start that only bring the recurrent state up to date (R2D2)."""
+    sequence_length: int = Field(80, ge=1)
+    """Steps of a sequence after --burn-in, those that are trained (R2D2); a multiple of --unroll."""
+    priority_eta: float = Field(0.9, ge=0, le=1)
+    """η: a sequence's priority is η·max|δ| + (1 − η)·mean|δ| over its trained steps (R2D2)."""
+
+    @model_validator(mode="after")
+    def _sequences_are_whole_chunks(self) -> Self:
+        unroll = getattr(self, "unroll", 1)
+        if getattr(self, "agent", "") == "r2d2" and self.sequence_length % unroll:
+            raise ValueError(
+                f"sequence_length ({self.sequence_length}) must be a multiple of unroll ({unroll})"
+            )
+        return self
 
 
 class DeviceSettings(Group):

@@ -7,6 +7,7 @@ from shared.specs import EnvironmentSpec, NetworkSpec, RunSpec
 
 def own_spec(settings: AgentSettings, environment: EnvironmentSpec) -> RunSpec:
     """The spec of a run in `environment` with these settings."""
+    is_r2d2 = settings.agent == "r2d2"
     return RunSpec(
         environment=environment,
         network=NetworkSpec(
@@ -14,8 +15,11 @@ def own_spec(settings: AgentSettings, environment: EnvironmentSpec) -> RunSpec:
             lstm_size=settings.lstm_size,
             frame_stack=settings.frame_stack,
             hidden_sizes=settings.hidden_sizes,
+            dueling_size=settings.dueling_size if is_r2d2 else 0,
         ),
         agent=settings.agent,
         unroll=settings.unroll,
         reward_clip=settings.reward_clip,
+        discount=settings.discount if is_r2d2 else 0.0,
+        n_steps=settings.n_steps if is_r2d2 else 0,
     )

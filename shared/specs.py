@@ -16,7 +16,7 @@ from shared.errors import ConfigurationError
 
 SPEC_FORMAT_VERSION = 1
 
-Agent = Literal["vtrace"]
+Agent = Literal["vtrace", "r2d2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ class NetworkSpec:
     lstm_size: int = 0  # 0: no LSTM
     frame_stack: int = 1
     hidden_sizes: tuple[int, ...] = (64, 64)  # of the MLP
+    dueling_size: int = 0  # of the hidden layer in each of R2D2's heads; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,16 @@ class RunSpec:
     agent: Agent
     unroll: int  # T, steps of a chunk
     reward_clip: float  # rewards are clipped to ±this for training and as network input; 0: not clipped
+    discount: float = 0.0  # of R2D2's TD errors; 0 for V-trace
+    n_steps: int = 0  # of R2D2's TD errors; 0 for V-trace
 
     @property
     def network_hash(self) -> str:
         """Hex digest of everything that decides the network's weights and inputs."""
-        data = [asdict(self.environment), asdict(self.network), self.agent, self.reward_clip]
+        network = asdict(self.network)
+        if not network["dueling_size"]:
+            del network["dueling_size"]  # as it was before there was one
+        data = [asdict(self.environment), network, self.agent, self.reward_clip]
         return hashlib.sha256(_dumps(data)).hexdigest()[:16]
 
     def to_json(self) -> bytes:
@@ -114,13 +120,15 @@ class RunSpec:
                 agent=raw["agent"],
                 unroll=raw["unroll"],
                 reward_clip=raw["reward_clip"],
+                discount=raw.get("discount", 0.0),
+                n_steps=raw.get("n_steps", 0),
             )
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(f"not a run spec: {error!r}") from error
 
     def disagreement(self, other: "RunSpec") -> str | None:
         """Words for the first setting in which `other` differs from this (the run's), or None."""
-        for name in ("agent", "unroll", "reward_clip"):
+        for name in ("agent", "unroll", "reward_clip", "discount", "n_steps"):
             if getattr(self, name) != getattr(other, name):
                 return f"{name} is {getattr(other, name)}, the run's is {getattr(self, name)}"
         for name, mine in asdict(self.network).items():

@@ -47,6 +47,21 @@ class Subjects:
         return f"seedrl_{self.run_id}_trainer"
 
     @property
+    def replay_sample(self) -> str:
+        """Subject on which replay answers with sequences."""
+        return f"{self.prefix}.replay.sample"
+
+    @property
+    def replay_priorities(self) -> str:
+        """Subject on which replay takes new priorities."""
+        return f"{self.prefix}.replay.priorities"
+
+    @property
+    def replay_snapshot(self) -> str:
+        """Subject on which replay writes a snapshot."""
+        return f"{self.prefix}.replay.snapshot"
+
+    @property
     def weights(self) -> str:
         """Wildcard over the weights' parts and their manifest."""
         return f"{self.prefix}.weights.>"

@@ -44,7 +44,8 @@ class Chunk:
     truncated: NDArray[np.bool_]  # [R, T]
     previous_action: NDArray[np.int64]  # [R], 0 where is_first[:, 0]
     previous_reward: NDArray[np.float32]  # [R], raw, 0 where is_first[:, 0]
-    behaviour_logits: NDArray[np.float32]  # [R, T, A]
+    behaviour_logits: NDArray[np.float32] | None = None  # [R, T, A], V-trace
+    td_errors: NDArray[np.float32] | None = None  # [R, T], R2D2: of the online network, 0 at reset steps
     state: tuple[Array, ...]  # leaves [R, …]: the recurrent state before row 0
     weights_version: NDArray[np.int64]  # [T], which weights chose the action
     weights_update: NDArray[np.int64]  # [T], the learner's update count of those weights

@@ -84,8 +84,13 @@ def _assembled(slices: Sequence[Slice], reward_clip: float, device: torch.device
         reward=_time_major(clip_rewards(reward, reward_clip)),
         terminated=_time_major(joined(lambda chunk: chunk.terminated)),
         reset_steps=inputs.is_first[1:],
-        behaviour_logits=_time_major(joined(lambda chunk: chunk.behaviour_logits)),
+        behaviour_logits=_time_major(joined(_logits)),
     )
+
+
+def _logits(chunk: Chunk) -> Array:
+    assert chunk.behaviour_logits is not None  # else it was refused
+    return chunk.behaviour_logits
 
 
 def _time_major(batch_major: Tensor) -> Tensor:

@@ -22,8 +22,12 @@ def check_chunk(chunk: Chunk, spec: RunSpec, state: StateLayout, *, run_id: str)
     if chunk.unroll != spec.unroll:
         raise ChunkError(f"it has {chunk.unroll} steps, the run's unroll is {spec.unroll}")
     actions = spec.environment.num_actions
-    logits = chunk.behaviour_logits.shape[-1]
-    if logits != actions:
+    if spec.agent == "r2d2":
+        if chunk.td_errors is None:
+            raise ChunkError("it has no TD errors, which chunks of an R2D2 run have")
+    elif chunk.behaviour_logits is None:
+        raise ChunkError("it has no logits, which chunks of a V-trace run have")
+    elif (logits := chunk.behaviour_logits.shape[-1]) != actions:
         raise ChunkError(f"it has logits of {logits} actions, the run has {actions}")
     for name, values in (("action", chunk.action), ("previous_action", chunk.previous_action)):
         if values.min() < 0 or values.max() >= actions:

@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from shared.errors import ConfigurationError
+from shared.networks.cores import DuelingHeads, Heads
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
 from shared.networks.interface import Network
@@ -43,7 +44,17 @@ def build_network(spec: RunSpec) -> Network:
         if name in _NETWORKS:
             raise
         raise ConfigurationError(f"network {name} could not be built: {_words(error)}") from error
+    if spec.agent == "r2d2" and name in _NETWORKS:
+        _make_dueling(network, spec)
     return cast(Network, network)
+
+
+def _make_dueling(network: nn.Module, spec: RunSpec) -> None:
+    for module in list(network.modules()):
+        heads = getattr(module, "heads", None)
+        if isinstance(heads, Heads):
+            features = heads.policy.in_features, heads.baseline.in_features
+            module.heads = DuelingHeads(*features, spec.environment.num_actions, spec.network.dueling_size)
 
 
 def check_network_name(name: str) -> None:

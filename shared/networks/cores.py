@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from shared.networks.interface import NetworkInput, NetworkOutput, State
+from shared.networks.interface import NetworkInput, NetworkOutput, QOutput, State
 from shared.networks.leaves import one_hot
 
 
@@ -73,6 +73,29 @@ class Heads(nn.Module):
                 policy_logits=self.policy(policy_features.float()),
                 baseline=self.baseline(value_features.float()).squeeze(-1),
             )
+
+
+class DuelingHeads(nn.Module):
+    """Q = V + A − mean A, in float32 also under autocast (Wang et al. 2016)."""
+
+    def __init__(self, policy_features: int, value_features: int, num_actions: int, size: int) -> None:
+        super().__init__()
+        self.advantage = _head(policy_features, num_actions, size)
+        self.value = _head(value_features, 1, size)
+
+    def forward(self, policy_features: Tensor, value_features: Tensor) -> QOutput:
+        """Features […, F] to Q-values […, A]."""
+        with torch.autocast(policy_features.device.type, enabled=False):
+            advantage = self.advantage(policy_features.float())
+            value = self.value(value_features.float())
+            return QOutput(value + advantage - advantage.mean(-1, keepdim=True))
+
+
+def _head(features: int, outputs: int, size: int) -> nn.Module:
+    if not size:
+        return orthogonal(nn.Linear(features, outputs), gain=0.01)
+    hidden = orthogonal(nn.Linear(features, size), gain=2**0.5)
+    return nn.Sequential(hidden, nn.ReLU(), orthogonal(nn.Linear(size, outputs), gain=0.01))
 
 
 class CoreAndHeads(nn.Module):

@@ -29,6 +29,12 @@ class NetworkOutput(NamedTuple):
     baseline: Tensor  # [T, B], V(x)
 
 
+class QOutput(NamedTuple):
+    """What a network of an R2D2 run gives; float32, also under autocast."""
+
+    q_values: Tensor  # [T, B, A], in rescaled space
+
+
 class Network(nn.Module):
     """A policy and value network, built as `Net(environment=EnvironmentSpec, network=NetworkSpec)`.
 

@@ -1,0 +1,1 @@
+"""Stores trajectories and samples sequences of them by priority."""
