@@ -1,7 +1,7 @@
 """From rows of decoded chunks to one training batch on the learner's device, time-major."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from services.learner.rows import Slice
 from shared.networks.interface import NetworkInput, State
 from shared.networks.unroll import clip_rewards, network_input
 from shared.types import Array, Chunk
+
+B = TypeVar("B")
 
 
 class TrainingBatch(NamedTuple):
@@ -46,13 +48,18 @@ def rows_of(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
 
 def staged(slices: Sequence[Slice], *, reward_clip: float, device: torch.device) -> TrainingBatch:
     """The batch of the rows in `slices`, ready on `device` when this returns."""
+    return on_own_stream(lambda: _assembled(slices, reward_clip, device), device)
+
+
+def on_own_stream(assemble: Callable[[], B], device: torch.device) -> B:
+    """What `assemble` puts on `device`, ready there when this returns."""
     if device.type != "cuda":
-        return _assembled(slices, reward_clip, device)
+        return assemble()
     # A stream of its own lets the copies run beside the current update; waiting for it here blocks only the
     # thread that stages. An update ends with a synchronization, so no batch is freed while it is in use.
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
-        batch = _assembled(slices, reward_clip, device)
+        batch = assemble()
     stream.synchronize()
     return batch
 
@@ -80,11 +87,11 @@ def _assembled(slices: Sequence[Slice], reward_clip: float, device: torch.device
     return TrainingBatch(
         inputs=inputs,
         state=tuple(joined(lambda chunk, at=at: chunk.state[at]) for at in state_leaves),  # type: ignore[misc]
-        action=_time_major(action),
-        reward=_time_major(clip_rewards(reward, reward_clip)),
-        terminated=_time_major(joined(lambda chunk: chunk.terminated)),
+        action=time_major(action),
+        reward=time_major(clip_rewards(reward, reward_clip)),
+        terminated=time_major(joined(lambda chunk: chunk.terminated)),
         reset_steps=inputs.is_first[1:],
-        behaviour_logits=_time_major(joined(_logits)),
+        behaviour_logits=time_major(joined(_logits)),
     )
 
 
@@ -93,7 +100,8 @@ def _logits(chunk: Chunk) -> Array:
     return chunk.behaviour_logits
 
 
-def _time_major(batch_major: Tensor) -> Tensor:
+def time_major(batch_major: Tensor) -> Tensor:
+    """[B, T, …] as [T, B, …], copied."""
     return batch_major.transpose(0, 1).contiguous()
 
 

@@ -11,12 +11,12 @@ from services.learner.accounts import has_begun, load_accounts, write_accounts
 from services.learner.config import LearnerConfig
 from services.learner.feeding import Feeder
 from services.learner.housekeeping import Housekeeping
+from services.learner.optimizing import warm_up
 from services.learner.publishing import Snapshot, WeightsPublisher
 from services.learner.report import Report
 from services.learner.rows import RowQueue
 from services.learner.session import Session, check_settings
 from services.learner.settling import Bookkeeper
-from services.learner.training import warm_up
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.key_values import LEARNER_LEASE, held_lease, wait_for_spec
