@@ -18,9 +18,9 @@ from services.local.directory import used_directory
 from services.local.display import doing, headline, services_table
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
-from services.local.statuses import StatusBoard, watched_statuses
 from services.local.summary import SUMMARY_FILE, discarded_before, untrained_queue, write_summary
 from shared.bus.connection import connected_bus
+from shared.bus.statuses import StatusBoard, watched_statuses
 from shared.config import secret_values
 from shared.errors import ConnectionFailed, SeedrlError
 from shared.telemetry import configure_logging

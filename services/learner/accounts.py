@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import REASONS, Outcome
 from shared.errors import RunError
 
@@ -52,6 +53,7 @@ class Accounts:
     lags: Counter[int] = field(default_factory=Counter)  # trained messages by policy lag in updates
     earlier_queues: int = 0  # messages published to queues that no longer exist
     pending: dict[int, Outcome] = field(default_factory=dict)  # counted, perhaps not acknowledged
+    sequences: int = 0  # R2D2: sequences trained; one that was sampled twice counts twice
 
     @property
     def accounted(self) -> int:
@@ -73,6 +75,18 @@ class Accounts:
         for outcome in outcomes:
             self._add(outcome, 1)
             self.pending[outcome.sequence] = outcome
+
+    def count_sequences(self, lags: Iterable[int]) -> None:
+        """R2D2: counts trained sequences by their lag, of which two digits are kept, as there are many."""
+        for lag in lags:
+            self.sequences += 1
+            self.lags[lag if lag < 100 else int(float(f"{lag:.1e}"))] += 1
+
+    def mirror(self, replay: ReplayCounts) -> None:
+        """R2D2: the messages are replay's, and so is what became of them; `steps` never runs backwards."""
+        self.steps = max(self.steps, replay.steps)
+        self.trained, self.redelivered = replay.inserted, replay.redelivered
+        self.refused.update(replay.refused)
 
     def confirm(self, sequences: Iterable[int]) -> None:
         """These were acknowledged: they never come back."""
@@ -158,7 +172,7 @@ class Accounts:
                 raise ValueError(
                     f"format version {raw['format_version']}, this program writes {ACCOUNTS_FORMAT_VERSION}"
                 )
-            accounts = Accounts(**{name: raw[name] for name in _PLAIN})
+            accounts = Accounts(**{name: raw[name] for name in _PLAIN if name in raw or name != "sequences"})
             accounts.refused.update(raw["refused"])
             accounts.returns.extend(raw["returns"])
             accounts.lags.update({int(lag): int(count) for lag, count in raw["lags"]})
@@ -177,6 +191,7 @@ _PLAIN = (
     "rolled_back",
     "episodes",
     "earlier_queues",
+    "sequences",
 )
 
 
@@ -221,6 +236,7 @@ def summary(accounts: Accounts, queue: QueueNumbers) -> dict[str, Any]:
         "updates": accounts.updates,
         "episodes": accounts.episodes,
         "mean_return_100": accounts.mean_return_100,
+        **({"sequences": accounts.sequences} if accounts.sequences else {}),
         "policy_lag": {
             "p50": accounts.lag_at(0.5),
             "p99": accounts.lag_at(0.99),

@@ -1,4 +1,4 @@
-"""The R2D2 update: aligned with the history it learns from, with the right gradient, target and priorities."""
+"""The R2D2 update: aligned with its history, with the right gradient, target and priorities."""
 
 import math
 from copy import deepcopy
@@ -86,7 +86,7 @@ def make_batch(
 
 
 class Oracle:
-    """δ of every step of a sequence, from the uncut history, a step at a time, in FACTS' words of R2D2."""
+    """δ of every step of a sequence, by definition, from the uncut history, a step at a time."""
 
     def __init__(self, history: History, shape: Shape, first: int, *, n: int, discount: float) -> None:
         self.history, self.shape, self.n, self.discount = history, shape, n, discount
@@ -94,7 +94,7 @@ class Oracle:
         self.end = self.start + shape.steps  # of the observation after the last step
 
     def q(self, row: int, time: int, *, scale: float, pace: float) -> np.ndarray:
-        """Q of observation `time`: the stored state counted by ones, the network counts by `pace` from there."""
+        """Q of observation `time`: the stored state counted by ones, the network goes on by `pace`."""
         history = self.history
         begin = history.episode_start(row, time)
         stored = 0.0
@@ -148,7 +148,7 @@ SHAPES = [Shape(4, 0, 8), Shape(4, 4, 8), Shape(4, 6, 4), Shape(5, 3, 10), Shape
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_loss_and_priorities_are_those_of_the_uncut_history(shape: Shape) -> None:
-    """Over chunk borders, burn-in, episodes that end, are truncated, lose lives, and the resets between them."""
+    """Over chunk borders, burn-in, episodes that end, are truncated, lose lives, and their resets."""
     weights = np.linspace(1.0, 0.1, 8)
     for first in (0, 1, 2):
         history = History.random(rows=8, steps=(first + shape.chunks) * shape.unroll, seed=first)
