@@ -35,6 +35,11 @@ SERVICES = {
         "services.inference.config:InferenceConfig",
         "services.inference.service:run",
     ),
+    "replay": Command(
+        "stores trajectories, samples sequences of them for R2D2",
+        "services.replay.config:ReplayConfig",
+        "services.replay.service:run",
+    ),
     "learner": Command(
         "trains from trajectories, publishes weights",
         "services.learner.config:LearnerConfig",

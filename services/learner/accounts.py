@@ -24,6 +24,9 @@ CHECKPOINTS = "checkpoints"
 ACCOUNTS_FORMAT_VERSION = 1
 RETURNS_KEPT = 100
 
+STEPS_REACHED, TIME_REACHED = "total steps reached", "time limit reached"
+COMPLETED = (STEPS_REACHED, TIME_REACHED)  # why a training ended that ran to its end
+
 
 class QueueNumbers(Protocol):
     """What the work queue says of itself."""

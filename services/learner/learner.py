@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
-from services.learner.accounts import has_begun, load_accounts, write_accounts
+from services.learner.accounts import STEPS_REACHED, TIME_REACHED, has_begun, load_accounts, write_accounts
 from services.learner.config import LearnerConfig
 from services.learner.feeding import Feeder
 from services.learner.housekeeping import Housekeeping
@@ -233,9 +233,9 @@ class Learner:
     def _end_if_done(self) -> None:
         accounts, config = self._report.accounts, self._config
         if accounts.steps >= config.total_steps:
-            self.end("total steps reached")
+            self.end(STEPS_REACHED)
         elif 0 < config.max_seconds <= accounts.seconds:
-            self.end("time limit reached")
+            self.end(TIME_REACHED)
 
     async def _settle(self, parts: Parts) -> None:
         """Acknowledges and publishes what was trained; without NATS, the journal says what is left to do."""

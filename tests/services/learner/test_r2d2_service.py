@@ -173,6 +173,7 @@ async def test_a_restarted_learner_goes_on_with_its_target_network_and_counts(
         async with learning(config, replay):
             await replay.insert(6)
             await eventually(lambda: load_accounts(tmp_path).updates >= 4)
+            await eventually(lambda: load_accounts(tmp_path).steps == replay.steps)
         before = load_accounts(tmp_path)
         saved = latest_checkpoint(tmp_path / "checkpoints")
         assert saved is not None
