@@ -73,7 +73,7 @@ class NetworkSpec:
     lstm_size: int = 0  # 0: no LSTM
     frame_stack: int = 1
     hidden_sizes: tuple[int, ...] = (64, 64)  # of the MLP
-    dueling_size: int = 0  # of the hidden layer in each of R2D2's heads; 0: none
+    dueling_size: int = 0  # units of the hidden layer in each of R2D2's two heads; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,10 @@ class Chunk:
     at `t` are what followed `action[:, t]`. Where `is_first[:, t + 1]`, step `t` is a reset step: its
     action was ignored. `S` is the frame stack: `history` holds the S − 1 frames before row 0 as the
     policy saw them (zeros before an episode's first frame).
+
+    Of `behaviour_logits` and `td_errors` exactly one is there, as the run's agent says. The TD errors are
+    target minus online in rescaled space, of the network that acted in both roles, 0 at reset steps; no
+    target looks beyond row T.
     """
 
     header: ChunkHeader
@@ -44,8 +48,8 @@ class Chunk:
     truncated: NDArray[np.bool_]  # [R, T]
     previous_action: NDArray[np.int64]  # [R], 0 where is_first[:, 0]
     previous_reward: NDArray[np.float32]  # [R], raw, 0 where is_first[:, 0]
-    behaviour_logits: NDArray[np.float32] | None = None  # [R, T, A], V-trace
-    td_errors: NDArray[np.float32] | None = None  # [R, T], R2D2: of the online network, 0 at reset steps
+    behaviour_logits: NDArray[np.float32] | None = None  # [R, T, A]; V-trace only
+    td_errors: NDArray[np.float32] | None = None  # [R, T]; R2D2 only
     state: tuple[Array, ...]  # leaves [R, …]: the recurrent state before row 0
     weights_version: NDArray[np.int64]  # [T], which weights chose the action
     weights_update: NDArray[np.int64]  # [T], the learner's update count of those weights

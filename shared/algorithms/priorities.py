@@ -1,21 +1,44 @@
-"""Priorities of sequences and the weights that make up for sampling by them (Horgan et al. 2018; R2D2)."""
+"""Priorities of sequences, and the weights that make up for sampling by them. Arrays in, arrays out."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def sequence_priorities(
-    td_errors: NDArray[np.float32], valid: NDArray[np.bool_], eta: float = 0.9
+    td_errors: NDArray[np.floating], valid: NDArray[np.bool_], eta: float = 0.9
 ) -> NDArray[np.float64]:
-    """[n]: η·max|δ| + (1 − η)·mean|δ| over the `valid` steps of each of `td_errors` [n, L]; 0 without any."""
-    errors = np.where(valid, np.abs(td_errors.astype(np.float64)), 0.0)
-    means: NDArray[np.float64] = errors.sum(1) / np.maximum(1, valid.sum(1))
-    result: NDArray[np.float64] = eta * errors.max(1) + (1 - eta) * means
-    return result
+    """Priority η·max|δ| + (1 − η)·mean|δ| of each sequence (Kapturowski et al. 2019, section 2.3).
+
+    Args:
+        td_errors: [n, L], of L ≥ 1 steps each.
+        valid: [n, L]: the steps that count, which reset steps do not.
+        eta: η.
+
+    Returns:
+        [n]; 0 for a sequence without a step that counts.
+
+    Raises:
+        ValueError: the shapes differ or are not [n, L].
+    """
+    if td_errors.ndim != 2 or td_errors.shape != valid.shape or not td_errors.shape[1]:
+        raise ValueError(f"td_errors and valid must be [n, L], not {td_errors.shape} and {valid.shape}")
+    errors = np.where(valid, np.abs(td_errors), 0).astype(np.float64)
+    means = errors.sum(axis=1) / np.maximum(valid.sum(axis=1), 1)
+    priorities: NDArray[np.float64] = eta * errors.max(axis=1) + (1 - eta) * means
+    return priorities
 
 
-def importance_weights(probabilities: NDArray[np.float64], size: int, beta: float) -> NDArray[np.float64]:
-    """[n]: (1 / (N·P(i)))^β over their maximum."""
-    weights = (size * probabilities) ** -beta
-    result: NDArray[np.float64] = weights / weights.max()
-    return result
+def importance_weights(probabilities: NDArray[np.floating], size: int, beta: float) -> NDArray[np.float64]:
+    """Weights w_i = (1/(N·P(i)))^β over their maximum (Schaul et al. 2016, arXiv 1511.05952, section 3.4).
+
+    Args:
+        probabilities: [n] P(i) > 0, with which each was sampled.
+        size: N, items there were.
+        beta: β; 1 makes up for the sampling in full, 0 gives weights of 1.
+
+    Returns:
+        [n], the largest 1.
+    """
+    weights = (size * np.asarray(probabilities, np.float64)) ** -beta
+    normalized: NDArray[np.float64] = weights / weights.max(initial=0.0)
+    return normalized

@@ -5,7 +5,7 @@ Shapes: `T` steps, `B` rows (environments), `A` actions, `S` the frame stack.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -23,22 +23,26 @@ class NetworkInput(NamedTuple):
 
 
 class NetworkOutput(NamedTuple):
-    """Both float32, also under autocast."""
+    """For agent vtrace. Both float32, also under autocast."""
 
     policy_logits: Tensor  # [T, B, A]
     baseline: Tensor  # [T, B], V(x)
 
 
 class QOutput(NamedTuple):
-    """What a network of an R2D2 run gives; float32, also under autocast."""
+    """For agent r2d2. Float32, also under autocast."""
 
-    q_values: Tensor  # [T, B, A], in rescaled space
+    q_values: Tensor  # [T, B, A], in rescaled space (shared.algorithms.returns)
+
+
+Output: TypeAlias = NetworkOutput | QOutput
 
 
 class Network(nn.Module):
-    """A policy and value network, built as `Net(environment=EnvironmentSpec, network=NetworkSpec)`.
+    """What acts and learns, built as `Net(environment=EnvironmentSpec, network=NetworkSpec)`.
 
-    A network of one's own need not inherit from this: any `nn.Module` with the two methods will do.
+    A network of one's own need not inherit from this: any `nn.Module` with the two methods will do. It is
+    made for one agent: for vtrace it returns `NetworkOutput` (policy and value), for r2d2 `QOutput`.
     Observation leaves keep their own dtype (uint8 images stay uint8), so the network scales them.
     """
 
@@ -47,7 +51,7 @@ class Network(nn.Module):
         """The state before an episode's first step, zeros [batch_size, …] on the network's device."""
 
     @abstractmethod
-    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
         """Unrolls `T` steps from `state` (before the first) and returns the state after the last.
 
         Where `inputs.is_first`, the state must be zeroed before it is used. Rows are independent, and an
@@ -55,4 +59,4 @@ class Network(nn.Module):
         """
 
     if TYPE_CHECKING:
-        __call__: Callable[..., tuple[NetworkOutput, State]]
+        __call__: Callable[..., tuple[Any, State]]  # which output it is, the run's agent says

@@ -3,6 +3,10 @@
 Names on the wire are the chunk's own (`action`, `reward` …), `observation/<leaf>`, `history/<leaf>` and
 `state/<number>`. Observations and history are compressed, one environment's frames as one block, since
 consecutive frames are nearly equal. `shared.wire.fields` knows the bytes.
+
+Which of `behaviour_logits` and `td_errors` a chunk holds depends on the run's agent. The format version
+counts changes after which an older reader would misread a chunk; one that knows no `td_errors` refuses such
+a chunk for its lack of logits, so both kinds are version 1 and what lies in a queue stays readable.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +18,7 @@ import numpy as np
 import orjson
 
 from shared.errors import ChunkError
-from shared.specs import RunSpec
+from shared.specs import Agent, RunSpec
 from shared.types import Array, Chunk, ChunkHeader, Leaves
 from shared.wire.fields import Field, Layout, decode_fields, encode_fields, raw_bytes, read_meta
 from shared.wire.limits import (
@@ -50,9 +54,13 @@ _DTYPES = {
     "previous_action": "int64",
     "previous_reward": "float32",
     "behaviour_logits": "float32",
+    "td_errors": "float32",
     "weights_version": "int64",
     "weights_update": "int64",
 }
+_OF_AGENT: dict[Agent, str] = {"vtrace": "behaviour_logits", "r2d2": "td_errors"}
+_AXES: dict[Agent, str] = {"vtrace": "RTA", "r2d2": "RT"}
+_EITHER = frozenset(_OF_AGENT.values())
 
 
 def encode_chunk(chunk: Chunk, *, compress: bool = True) -> bytes:
@@ -83,7 +91,7 @@ def decode_chunk(data: bytes | memoryview) -> Chunk:
         observation=_leaves(arrays, "observation/"),
         history=_leaves(arrays, "history/"),
         state=tuple(_leaves(arrays, "state/").values()),
-        **{name: arrays[name] for name in _DTYPES},
+        **{name: arrays[name] for name in _DTYPES if name in arrays},
     )
 
 
@@ -97,7 +105,7 @@ def slice_rows(chunk: Chunk, start: int, stop: int) -> Chunk:
     if not 0 <= start < stop <= chunk.rows:
         raise ChunkError(f"rows {start} to {stop} of a chunk of {chunk.rows}")
     rows = slice(start, stop)
-    by_row = [name for name in _DTYPES if not name.startswith("weights_")]
+    by_row = [name for name in _present(chunk) if not name.startswith("weights_")]
     return replace(
         chunk,
         header=replace(chunk.header, first_row=chunk.header.first_row + start),
@@ -138,7 +146,7 @@ def rows_per_message(spec: RunSpec, state_shapes: StateShapes, group_size: int, 
 
 
 def _named_arrays(chunk: Chunk) -> Iterator[tuple[str, Array]]:
-    for name in _DTYPES:
+    for name in _present(chunk):
         yield name, getattr(chunk, name)
     for name, leaf in chunk.observation.items():
         yield f"observation/{name}", leaf
@@ -150,7 +158,7 @@ def _named_arrays(chunk: Chunk) -> Iterator[tuple[str, Array]]:
 
 def _layout(spec: RunSpec, state_shapes: StateShapes, rows: int) -> list[Layout]:
     """Name, dtype and shape of every field of a message of `rows` rows, in the order of `_named_arrays`."""
-    shapes = _shapes(rows, spec.unroll, spec.environment.num_actions)
+    shapes = _shapes(rows, spec.unroll, spec.environment.num_actions, spec.agent)
     layout = [(name, _DTYPES[name], shape) for name, shape in shapes.items()]
     leaves, history = spec.environment.observation, spec.network.frame_stack - 1
     layout += [
@@ -165,10 +173,15 @@ def _layout(spec: RunSpec, state_shapes: StateShapes, rows: int) -> list[Layout]
     return layout
 
 
-def _shapes(rows: int, unroll: int, actions: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the fields that every chunk has: R rows, T steps, A actions."""
+def _present(chunk: Chunk) -> list[str]:
+    """Names of the chunk's own fields that are there."""
+    return [name for name in _DTYPES if getattr(chunk, name) is not None]
+
+
+def _shapes(rows: int, unroll: int, actions: int, agent: Agent) -> dict[str, tuple[int, ...]]:
+    """Shapes of the fields that every chunk of an agent has: R rows, T steps, A actions."""
     step = (rows, unroll)
-    return {
+    shapes: dict[str, tuple[int, ...]] = {
         "is_first": (rows, unroll + 1),
         "action": step,
         "reward": step,
@@ -177,21 +190,24 @@ def _shapes(rows: int, unroll: int, actions: int) -> dict[str, tuple[int, ...]]:
         "previous_action": (rows,),
         "previous_reward": (rows,),
         "behaviour_logits": (rows, unroll, actions),
+        "td_errors": step,
         "weights_version": (unroll,),
         "weights_update": (unroll,),
     }
+    return {name: shape for name, shape in shapes.items() if _OF_AGENT[agent] == name or name not in _EITHER}
 
 
 def _check_shapes(arrays: dict[str, Array]) -> None:
     """Raises ChunkError unless the fields are those of one chunk and their dtypes and shapes agree."""
-    missing = _DTYPES.keys() - arrays.keys()
+    missing = _DTYPES.keys() - _EITHER - arrays.keys()
     if missing:
         raise ChunkError(f"chunk lacks {', '.join(sorted(missing))}")
-    logits = arrays["behaviour_logits"]
-    if logits.ndim != 3:
-        raise ChunkError(f"chunk field 'behaviour_logits' has shape {logits.shape}, not [R, T, A]")
-    rows, unroll, actions = logits.shape
-    for name, shape in _shapes(rows, unroll, actions).items():
+    agent = _agent_of(arrays)
+    own, axes = arrays[_OF_AGENT[agent]].shape, _AXES[agent]
+    if len(own) != len(axes):
+        raise ChunkError(f"chunk field {_OF_AGENT[agent]!r} has shape {own}, not [{', '.join(axes)}]")
+    rows, unroll, actions = (*own, 0)[:3]
+    for name, shape in _shapes(rows, unroll, actions, agent).items():
         array = arrays[name]
         if array.shape != shape or array.dtype.name != _DTYPES[name]:
             raise ChunkError(
@@ -200,10 +216,21 @@ def _check_shapes(arrays: dict[str, Array]) -> None:
     _check_leaves(arrays, rows, unroll)
 
 
+def _agent_of(arrays: dict[str, Array]) -> Agent:
+    agents = [agent for agent, name in _OF_AGENT.items() if name in arrays]
+    if len(agents) != 1:
+        names = list(_OF_AGENT.values())
+        raise ChunkError(
+            f"chunk has both {' and '.join(names)}" if agents else f"chunk lacks {' or '.join(names)}"
+        )
+    return agents[0]
+
+
 def _check_leaves(arrays: dict[str, Array], rows: int, unroll: int) -> None:
     observation, history = _leaves(arrays, "observation/"), _leaves(arrays, "history/")
     state = _leaves(arrays, "state/")
-    if len(_DTYPES) + len(observation) + len(history) + len(state) != len(arrays):
+    named = len(_DTYPES.keys() & arrays.keys())
+    if named + len(observation) + len(history) + len(state) != len(arrays):
         raise ChunkError(f"chunk has unknown fields among {shown(list(arrays))}")
     if not observation or list(state) != [str(number) for number in range(len(state))]:
         raise ChunkError("chunk has no observation, or its state leaves are not numbered 0, 1, …")

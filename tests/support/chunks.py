@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from shared.types import Array, Chunk, ChunkHeader
 
 Leaf = tuple[str, str, tuple[int, ...]]  # name, dtype name, shape of one environment's value
@@ -19,6 +19,7 @@ def make_run_spec(
     unroll: int = 5,
     actions: int = 3,
     frame_stack: int = 1,
+    agent: Agent = "vtrace",
 ) -> RunSpec:
     observation = tuple(
         LeafSpec(name=name, dtype=dtype, shape=shape, low=(0.0,), high=(1.0,))
@@ -27,7 +28,7 @@ def make_run_spec(
     return RunSpec(
         environment=EnvironmentSpec(observation=observation, num_actions=actions),
         network=NetworkSpec(name="mlp", frame_stack=frame_stack),
-        agent="vtrace",
+        agent=agent,
         unroll=unroll,
         reward_clip=0.0,
     )
@@ -65,7 +66,10 @@ def make_chunk(
         truncated=filled("bool", rows, steps),
         previous_action=filled("int64", rows),
         previous_reward=filled("float32", rows),
-        behaviour_logits=filled("float32", rows, steps, spec.environment.num_actions),
+        behaviour_logits=(
+            filled("float32", rows, steps, spec.environment.num_actions) if spec.agent == "vtrace" else None
+        ),
+        td_errors=filled("float32", rows, steps) if spec.agent == "r2d2" else None,
         state=tuple(filled(dtype, rows, *shape) for shape, dtype in state),
         weights_version=filled("int64", steps),
         weights_update=filled("int64", steps),

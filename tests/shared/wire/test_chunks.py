@@ -1,6 +1,7 @@
 import dataclasses
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ChunkError
-from shared.specs import RunSpec
+from shared.specs import Agent, RunSpec
 from shared.wire.chunks import (
     NATS_HEADERS_BYTES,
     decode_chunk,
@@ -22,6 +23,8 @@ from shared.wire.limits import DTYPES
 from tests.support.chunks import arrays_of, assert_same_chunk, image_chunk, make_chunk, make_run_spec
 
 Case = tuple[RunSpec, list[tuple[tuple[int, ...], str]], int]  # spec, state leaves, rows
+
+AGENTS: tuple[Agent, ...] = get_args(Agent)
 
 shapes = st.lists(st.integers(1, 5), max_size=3).map(tuple)
 names = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=12)
@@ -42,6 +45,7 @@ def cases(draw: st.DrawFn) -> Case:
         unroll=draw(st.integers(1, 12)),
         actions=draw(st.integers(1, 4)),
         frame_stack=draw(st.integers(1, 4)),
+        agent=draw(st.sampled_from(AGENTS)),
     )
     state = draw(st.lists(st.tuples(shapes, st.sampled_from(DTYPES)), max_size=3))
     return spec, state, draw(st.integers(1, 5))
@@ -146,6 +150,32 @@ def test_threads_encode_and_decode_at_once() -> None:
 def test_fields_that_do_not_fit_each_other_are_not_written(change: dict[str, Any]) -> None:
     with pytest.raises(ChunkError):
         encode_chunk(dataclasses.replace(image_chunk(), **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"td_errors": None}, "lacks behaviour_logits or td_errors"),
+        ({"behaviour_logits": np.zeros((2, 5, 3), np.float32)}, "has both behaviour_logits and td_errors"),
+        ({"td_errors": np.zeros((2, 5, 3), np.float32)}, r"not \[R, T\]"),
+        ({"td_errors": np.zeros((2, 6), np.float32)}, "is bool"),
+        ({"td_errors": np.zeros((2, 5), np.float64)}, "'td_errors' is float64"),
+    ],
+)
+def test_a_chunk_of_r2d2_has_td_errors_and_nothing_else(change: dict[str, Any], words: str) -> None:
+    chunk = make_chunk(make_run_spec(agent="r2d2"))
+    assert b"behaviour_logits" not in encode_chunk(chunk)
+    with pytest.raises(ChunkError, match=words):
+        encode_chunk(dataclasses.replace(chunk, **change))
+
+
+def test_a_chunk_without_logits_and_td_errors_is_refused() -> None:
+    message = encode_chunk(make_chunk(make_run_spec(agent="r2d2")))
+    opening = 12 + int.from_bytes(message[4:8], "little")
+    head = message[12:opening].replace(b"td_errors", b"td_horror")
+    damaged = message[:8] + zlib.crc32(head).to_bytes(4, "little") + head + message[opening:]
+    with pytest.raises(ChunkError, match="lacks behaviour_logits or td_errors"):
+        decode_chunk(damaged)
 
 
 @pytest.mark.parametrize(
