@@ -57,6 +57,7 @@ class Accounts:
     earlier_queues: int = 0  # messages published to queues that no longer exist
     pending: dict[int, Outcome] = field(default_factory=dict)  # counted, perhaps not acknowledged
     sequences: int = 0  # R2D2: sequences trained; one that was sampled twice counts twice
+    replay_steps: int = 0  # R2D2: what replay said last of its steps
 
     @property
     def accounted(self) -> int:
@@ -86,8 +87,16 @@ class Accounts:
             self.lags[lag if lag < 100 else int(float(f"{lag:.1e}"))] += 1
 
     def mirror(self, replay: ReplayCounts) -> None:
-        """R2D2: the messages are replay's, and so is what became of them; `steps` never runs backwards."""
-        self.steps = max(self.steps, replay.steps)
+        """R2D2: the messages are replay's, and so is what became of them.
+
+        `steps` grows by what was inserted since the last time. A replay that begins again from an older
+        snapshot says fewer steps than before; those that it lost stay counted. One that has nothing says
+        nothing: it may be about to restore what it had.
+        """
+        if not replay.inserted:
+            return
+        self.steps += max(0, replay.steps - self.replay_steps)
+        self.replay_steps = replay.steps
         self.trained, self.redelivered = replay.inserted, replay.redelivered
         self.refused.update(replay.refused)
 
@@ -175,7 +184,7 @@ class Accounts:
                 raise ValueError(
                     f"format version {raw['format_version']}, this program writes {ACCOUNTS_FORMAT_VERSION}"
                 )
-            accounts = Accounts(**{name: raw[name] for name in _PLAIN if name in raw or name != "sequences"})
+            accounts = Accounts(**{name: raw[name] for name in _PLAIN if name in raw or name not in _LATER})
             accounts.refused.update(raw["refused"])
             accounts.returns.extend(raw["returns"])
             accounts.lags.update({int(lag): int(count) for lag, count in raw["lags"]})
@@ -195,7 +204,9 @@ _PLAIN = (
     "episodes",
     "earlier_queues",
     "sequences",
+    "replay_steps",
 )
+_LATER = frozenset({"sequences", "replay_steps"})  # not in the journals of the first versions
 
 
 def has_begun(run_dir: Path) -> bool:

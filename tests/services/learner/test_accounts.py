@@ -258,9 +258,13 @@ def test_steps_never_run_backwards_when_replay_lost_some() -> None:
     accounts.mirror(counts)
     accounts.mirror(counts._replace(steps=60, inserted=6))
     assert (accounts.steps, accounts.trained) == (100, 6)
+    restored = Accounts.from_json(accounts.to_json())
+    restored.mirror(counts._replace(steps=0, inserted=0))  # about to restore its snapshot
+    restored.mirror(counts._replace(steps=75, inserted=8))
+    assert (restored.steps, restored.trained) == (115, 8)
 
 
 def test_a_journal_from_before_there_were_sequences_is_read() -> None:
     raw = orjson.loads(Accounts(updates=3).to_json())
-    del raw["sequences"]
+    del raw["sequences"], raw["replay_steps"]
     assert Accounts.from_json(orjson.dumps(raw)).updates == 3

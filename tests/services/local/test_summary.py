@@ -34,7 +34,9 @@ def test_speed_is_that_of_training_and_not_of_starting_and_ending(tmp_path: Path
 
 
 def test_the_chunks_of_an_r2d2_run_are_those_that_replay_inserted(tmp_path: Path) -> None:
-    write_accounts(tmp_path, Accounts(steps=500, seconds=2.0, trained=3, sequences=90).to_json())
+    write_accounts(
+        tmp_path, Accounts(steps=500, replay_steps=500, seconds=2.0, trained=3, sequences=90).to_json()
+    )
     replay = ReplayCounts(
         steps=600, inserted=40, refused={"spec": 2}, redelivered=1, items=20, inserted_items=30
     )
