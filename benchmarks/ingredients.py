@@ -119,7 +119,7 @@ def main() -> None:
         error = (targets.values - output.baseline[:-1]).square().sum()
         optimizer.zero_grad()
         loss = 0.25 * error - (chosen * targets.advantages).sum() - 0.01 * entropy
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 40.0)
         optimizer.step()
 

@@ -1,20 +1,22 @@
 """From a run's spec to its network: the built-in ones by name, a user's own as `module:Class`."""
 
 import importlib
+import inspect
 import os
 import sys
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from shared.errors import ConfigurationError
-from shared.networks.cores import DuelingHeads, Heads
+from shared.networks.contract import random_input
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
-from shared.networks.interface import Network
+from shared.networks.interface import OUTPUTS, Network
 from shared.networks.mlp import MlpNetwork
 from shared.networks.nature import NatureNetwork
-from shared.specs import EnvironmentSpec, RunSpec
+from shared.specs import Agent, EnvironmentSpec, RunSpec
 
 _NETWORKS: dict[str, type[Network]] = {
     "mlp": MlpNetwork,
@@ -37,24 +39,45 @@ def build_network(spec: RunSpec) -> Network:
     name = resolved_network(spec.network.name, spec.environment)
     network_class = _NETWORKS.get(name) or _imported(name)
     try:
-        network = network_class(environment=spec.environment, network=spec.network)
+        network = network_class(
+            environment=spec.environment, network=spec.network, **_agent(network_class, spec)
+        )
     except ConfigurationError:
         raise
     except Exception as error:
         if name in _NETWORKS:
             raise
         raise ConfigurationError(f"network {name} could not be built: {_words(error)}") from error
-    if spec.agent == "r2d2" and name in _NETWORKS:
-        _make_dueling(network, spec)
+    if name not in _NETWORKS:
+        _check_output(name, network, spec)
     return cast(Network, network)
 
 
-def _make_dueling(network: nn.Module, spec: RunSpec) -> None:
-    for module in list(network.modules()):
-        heads = getattr(module, "heads", None)
-        if isinstance(heads, Heads):
-            features = heads.policy.in_features, heads.baseline.in_features
-            module.heads = DuelingHeads(*features, spec.environment.num_actions, spec.network.dueling_size)
+def _agent(network_class: type[Any], spec: RunSpec) -> dict[str, Agent]:
+    """The agent, for a network that is made for any."""
+    return {"agent": spec.agent} if "agent" in inspect.signature(network_class).parameters else {}
+
+
+def _check_output(name: str, network: nn.Module, spec: RunSpec) -> None:
+    """Raises ConfigurationError when the network is made for another agent than the run's."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = random_input(spec.environment, spec.network, steps=1, batch=1, generator=generator)
+    wanted = OUTPUTS[spec.agent]
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            output, _ = network.eval()(inputs, cast(Network, network).initial_state(1))
+    except Exception as error:
+        raise ConfigurationError(f"network {name} could not be run: {_words(error)}") from error
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
+    missing = [field for field in wanted._fields if not hasattr(output, field)]
+    if missing:
+        raise ConfigurationError(
+            f"network {name} returns {type(output).__name__} without {', '.join(missing)}: "
+            f"agent {spec.agent} needs {wanted.__name__}"
+        )
 
 
 def check_network_name(name: str) -> None:

@@ -1,6 +1,6 @@
 """What every network must do, checked on a network of one's own as on those that come with the project::
 
-check_network(Net(environment=environment, network=network), environment, network)
+check_network(Net(environment=environment, network=network), environment, network, agent="vtrace")
 """
 
 import copy
@@ -10,17 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.networks.interface import NetworkInput, NetworkOutput, State
-from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec
+from shared.networks.interface import OUTPUTS, NetworkInput, Output, State
+from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec
 
 _STEPS, _BATCH = 6, 3
 _SPAN = 10.0  # where a space is unbounded, values are drawn from about this range
 
 
-def check_network(network: nn.Module, environment: EnvironmentSpec, network_spec: NetworkSpec) -> None:
+def check_network(
+    network: nn.Module,
+    environment: EnvironmentSpec,
+    network_spec: NetworkSpec,
+    *,
+    agent: Agent = "vtrace",
+) -> None:
     """Raises AssertionError with words for the first point in which `network` breaks the interface.
 
-    It runs on the device of the network's parameters with random observations; weights stay as they are.
+    `agent` is whose network it is: vtrace needs `NetworkOutput`, r2d2 `QOutput`. It runs on the device of the
+    network's parameters with random observations; weights stay as they are.
     """
     device = next(network.parameters(), torch.zeros(())).device
     generator = torch.Generator().manual_seed(0)
@@ -29,6 +36,7 @@ def check_network(network: nn.Module, environment: EnvironmentSpec, network_spec
     )
     with torch.no_grad():
         _check_initial_state(network, device)
+        _check_output(network, inputs, agent)
         _check_shapes(network, inputs, environment.num_actions)
         _check_time(network, inputs)
         _check_resets(network, inputs)
@@ -96,11 +104,18 @@ def _check_shapes(network: nn.Module, inputs: NetworkInput, num_actions: int) ->
         with torch.autocast(inputs.is_first.device.type, dtype=torch.bfloat16, enabled=enabled):
             output, after = network(inputs, before)
         where = "under bfloat16 autocast, " if enabled else ""
-        _check_tensor(f"{where}policy_logits", output.policy_logits, (_STEPS, _BATCH, num_actions))
-        _check_tensor(f"{where}baseline", output.baseline, (_STEPS, _BATCH))
+        for name, value in output._asdict().items():
+            actions = () if name == "baseline" else (num_actions,)
+            _check_tensor(f"{where}{name}", value, (_STEPS, _BATCH, *actions))
         assert len(after) == len(before), f"{where}the state has {len(after)} leaves, before {len(before)}"
         for index, (old, new) in enumerate(zip(before, after, strict=True)):
             _check_tensor(f"{where}state leaf {index}", new, tuple(old.shape))
+
+
+def _check_output(network: nn.Module, inputs: NetworkInput, agent: Agent) -> None:
+    output, _ = network(inputs, _initial_state(network, _BATCH))
+    wanted = OUTPUTS[agent]
+    assert isinstance(output, wanted), f"agent {agent} needs {wanted.__name__}, not {type(output).__name__}"
 
 
 def _check_time(network: nn.Module, inputs: NetworkInput) -> None:
@@ -143,7 +158,7 @@ def _check_rows(network: nn.Module, inputs: NetworkInput) -> None:
     expected, _ = network(inputs, _initial_state(network, _BATCH))
     actual, _ = network(other, _initial_state(network, _BATCH))
     _check_close(
-        "a row's results depend on other rows", NetworkOutput(*(x[:, order] for x in expected)), actual
+        "a row's results depend on other rows", type(expected)(*(x[:, order] for x in expected)), actual
     )
     alone, _ = network(_row(inputs, 0), _initial_state(network, 1))
     _check_close("a row alone differs from the row in a batch", _columns(expected, 1), alone)
@@ -163,7 +178,7 @@ def _check_state_dict(network: nn.Module, inputs: NetworkInput) -> None:
 def _check_gradients(network: nn.Module, inputs: NetworkInput) -> None:
     network.zero_grad()
     output, _ = network(inputs, _initial_state(network, _BATCH))
-    (output.policy_logits.square().sum() + output.baseline.sum()).backward()
+    torch.stack([value.square().sum() for value in output]).sum().backward()  # type: ignore[no-untyped-call]
     gradients = {name: value.grad for name, value in network.named_parameters() if value.requires_grad}
     network.zero_grad()
     assert gradients, "the network has no parameters to learn"
@@ -183,8 +198,8 @@ def _check_tensor(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     assert value.isfinite().all(), f"{name} is not finite"
 
 
-def _check_close(words: str, expected: NetworkOutput, actual: NetworkOutput) -> None:
-    for name, x, y in zip(NetworkOutput._fields, expected, actual, strict=True):
+def _check_close(words: str, expected: Output, actual: Output) -> None:
+    for name, x, y in zip(expected._fields, expected, actual, strict=True):
         assert torch.allclose(x, y, rtol=1e-4, atol=1e-5), f"{words} ({name}, by {_distance(x, y):.2g})"
 
 
@@ -225,9 +240,9 @@ def _masked(inputs: NetworkInput) -> NetworkInput:
     )
 
 
-def _steps(output: NetworkOutput, start: int, stop: int) -> NetworkOutput:
-    return NetworkOutput(*(value[start:stop] for value in output))
+def _steps(output: Output, start: int, stop: int) -> Output:
+    return type(output)(*(value[start:stop] for value in output))
 
 
-def _columns(output: NetworkOutput, stop: int) -> NetworkOutput:
-    return NetworkOutput(*(value[:, :stop] for value in output))
+def _columns(output: Output, stop: int) -> Output:
+    return type(output)(*(value[:, :stop] for value in output))

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from shared.errors import ConfigurationError
 from shared.networks.cores import CoreAndHeads, orthogonal
-from shared.networks.interface import Network, NetworkInput, NetworkOutput, State
+from shared.networks.interface import Network, NetworkInput, Output, State
 from shared.networks.leaves import FlatLeaves, Picture, is_image, picture, pixels, scale
-from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec
+from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec
 
 VECTOR_FEATURES = 64
 
@@ -29,7 +29,9 @@ class ImageNetwork(Network):
     name: str
     smallest: int  # pixels of the shorter side that the convolutions need
 
-    def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
+    def __init__(
+        self, *, environment: EnvironmentSpec, network: NetworkSpec, agent: Agent = "vtrace"
+    ) -> None:
         super().__init__()
         images = [leaf for leaf in environment.observation if self.fits(leaf)]
         if not images:
@@ -49,7 +51,13 @@ class ImageNetwork(Network):
                 nn.ReLU(),
             )
             features += VECTOR_FEATURES
-        self.recurrent = CoreAndHeads(features, environment.num_actions, network.lstm_size)
+        self.recurrent = CoreAndHeads(
+            features,
+            environment.num_actions,
+            network.lstm_size,
+            agent=agent,
+            dueling_size=network.dueling_size,
+        )
 
     @classmethod
     def fits(cls, leaf: LeafSpec) -> bool:
@@ -64,7 +72,7 @@ class ImageNetwork(Network):
         """Zeros; empty without an LSTM."""
         return self.recurrent.initial_state(batch_size)
 
-    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
         """See `Network`."""
         steps, batch = inputs.is_first.shape
         observation = {name: leaf.flatten(0, 1) for name, leaf in inputs.observation.items()}

@@ -1,12 +1,14 @@
-"""What follows a torso: a recurrent core, if any, and the policy and value heads."""
+"""What follows a torso: a recurrent core, if any, and the heads of the run's agent."""
 
+import math
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from shared.networks.interface import NetworkInput, NetworkOutput, QOutput, State
+from shared.networks.interface import NetworkInput, NetworkOutput, Output, QOutput, State
 from shared.networks.leaves import one_hot
+from shared.specs import Agent
 
 
 class LstmCore(nn.Module):
@@ -76,46 +78,67 @@ class Heads(nn.Module):
 
 
 class DuelingHeads(nn.Module):
-    """Q = V + A − mean A, in float32 also under autocast (Wang et al. 2016)."""
+    """Q = V + A − mean A, in float32 also under autocast (Wang et al. 2016, arXiv 1511.06581).
 
-    def __init__(self, policy_features: int, value_features: int, num_actions: int, size: int) -> None:
+    `hidden` are the units of a hidden layer in each of the two heads; 0: none.
+    """
+
+    def __init__(self, policy_features: int, value_features: int, num_actions: int, hidden: int = 0) -> None:
         super().__init__()
-        self.advantage = _head(policy_features, num_actions, size)
-        self.value = _head(value_features, 1, size)
+        self.advantage = _head(policy_features, num_actions, hidden)
+        self.value = _head(value_features, 1, hidden)
 
     def forward(self, policy_features: Tensor, value_features: Tensor) -> QOutput:
         """Features […, F] to Q-values […, A]."""
         with torch.autocast(policy_features.device.type, enabled=False):
             advantage = self.advantage(policy_features.float())
             value = self.value(value_features.float())
-            return QOutput(value + advantage - advantage.mean(-1, keepdim=True))
+            return QOutput(q_values=value + advantage - advantage.mean(dim=-1, keepdim=True))
 
 
-def _head(features: int, outputs: int, size: int) -> nn.Module:
-    if not size:
-        return orthogonal(nn.Linear(features, outputs), gain=0.01)
-    hidden = orthogonal(nn.Linear(features, size), gain=2**0.5)
-    return nn.Sequential(hidden, nn.ReLU(), orthogonal(nn.Linear(size, outputs), gain=0.01))
+def make_heads(
+    policy_features: int, value_features: int, num_actions: int, *, agent: Agent, dueling_size: int
+) -> Heads | DuelingHeads:
+    """What the agent needs: policy and value, or Q-values."""
+    if agent == "r2d2":
+        return DuelingHeads(policy_features, value_features, num_actions, dueling_size)
+    return Heads(policy_features, value_features, num_actions)
 
 
 class CoreAndHeads(nn.Module):
     """The LSTM core, when `lstm_size` is not 0, and the heads."""
 
-    def __init__(self, features: int, num_actions: int, lstm_size: int) -> None:
+    def __init__(
+        self,
+        features: int,
+        num_actions: int,
+        lstm_size: int,
+        *,
+        agent: Agent = "vtrace",
+        dueling_size: int = 0,
+    ) -> None:
         super().__init__()
         self.core = LstmCore(features, num_actions, lstm_size) if lstm_size else None
         size = lstm_size or features
-        self.heads = Heads(size, size, num_actions)
+        self.heads = make_heads(size, size, num_actions, agent=agent, dueling_size=dueling_size)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros; empty without a core."""
         return self.core.initial_state(batch_size) if self.core is not None else ()
 
-    def forward(self, features: Tensor, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+    def forward(self, features: Tensor, inputs: NetworkInput, state: State) -> tuple[Output, State]:
         """`features` [T, B, F]."""
         if self.core is not None:
             features, state = self.core(features, inputs, state)
         return self.heads(features, features), state
+
+
+def _head(features: int, outputs: int, hidden: int) -> nn.Module:
+    # Targets bootstrap from what the heads say, so what they say by chance would first have to be unlearned.
+    if not hidden:
+        return orthogonal(nn.Linear(features, outputs), gain=0.01)
+    layer = orthogonal(nn.Linear(features, hidden), gain=math.sqrt(2))
+    return nn.Sequential(layer, nn.ReLU(), orthogonal(nn.Linear(hidden, outputs), gain=0.01))
 
 
 def stretches(is_first: Tensor) -> list[tuple[int, int]]:

@@ -1,12 +1,11 @@
 """The deep residual network of IMPALA (Espeholt et al. 2018, figure 3 right)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from shared.networks.convolutional import ImageNetwork, PixelConv2d, Trunk
 from shared.networks.leaves import Picture
+from shared.specs import Agent, EnvironmentSpec, NetworkSpec
 
 _SECTIONS = (16, 32, 32)
 _BLOCKS = 2
@@ -22,8 +21,10 @@ class ImpalaDeepNetwork(ImageNetwork):
     name = "impala_deep"
     smallest = 1
 
-    def __init__(self, **specs: Any) -> None:
-        super().__init__(**specs)
+    def __init__(
+        self, *, environment: EnvironmentSpec, network: NetworkSpec, agent: Agent = "vtrace"
+    ) -> None:
+        super().__init__(environment=environment, network=network, agent=agent)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.data = module.weight.data.to(memory_format=torch.channels_last)

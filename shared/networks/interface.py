@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
+from shared.specs import Agent
+
 State: TypeAlias = tuple[Tensor, ...]
 """Recurrent state: float32 leaves [B, …]; empty without recurrence."""
 
@@ -37,12 +39,16 @@ class QOutput(NamedTuple):
 
 Output: TypeAlias = NetworkOutput | QOutput
 
+OUTPUTS: dict[Agent, type[Output]] = {"vtrace": NetworkOutput, "r2d2": QOutput}
+"""What networks return to which agent."""
+
 
 class Network(nn.Module):
     """What acts and learns, built as `Net(environment=EnvironmentSpec, network=NetworkSpec)`.
 
     A network of one's own need not inherit from this: any `nn.Module` with the two methods will do. It is
-    made for one agent: for vtrace it returns `NetworkOutput` (policy and value), for r2d2 `QOutput`.
+    made for one agent: for vtrace it returns `NetworkOutput` (policy and value), for r2d2 `QOutput`. If it
+    can do both, its constructor takes a third keyword, `agent`, as those that come with the project do.
     Observation leaves keep their own dtype (uint8 images stay uint8), so the network scales them.
     """
 

@@ -6,38 +6,43 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from shared.networks.cores import CoreAndHeads, Heads, orthogonal
-from shared.networks.interface import Network, NetworkInput, NetworkOutput, State
+from shared.networks.cores import CoreAndHeads, DuelingHeads, Heads, make_heads, orthogonal
+from shared.networks.interface import Network, NetworkInput, Output, State
 from shared.networks.leaves import FlatLeaves
-from shared.specs import EnvironmentSpec, NetworkSpec
+from shared.specs import Agent, EnvironmentSpec, NetworkSpec
 
 
 class MlpNetwork(Network):
     """Tanh layers of `hidden_sizes` with orthogonal weights.
 
-    Without an LSTM, policy and value have a tower each, so that the value's large errors do not move the
-    policy's features; an LSTM stands on one tower.
+    Without an LSTM, policy (or advantage) and value have a tower each, so that the value's large errors do
+    not move the policy's features; an LSTM stands on one tower.
     """
 
-    def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
+    def __init__(
+        self, *, environment: EnvironmentSpec, network: NetworkSpec, agent: Agent = "vtrace"
+    ) -> None:
         super().__init__()
         self.leaves = FlatLeaves(environment.observation, network.frame_stack)
         sizes = (self.leaves.size, *network.hidden_sizes)
         self.tower = tower(sizes)
         self.value_tower: nn.Module | None = None
         self.recurrent: CoreAndHeads | None = None
-        self.heads: Heads | None = None
+        self.heads: Heads | DuelingHeads | None = None
+        actions, dueling_size = environment.num_actions, network.dueling_size
         if network.lstm_size:
-            self.recurrent = CoreAndHeads(sizes[-1], environment.num_actions, network.lstm_size)
+            self.recurrent = CoreAndHeads(
+                sizes[-1], actions, network.lstm_size, agent=agent, dueling_size=dueling_size
+            )
         else:
             self.value_tower = tower(sizes)
-            self.heads = Heads(sizes[-1], sizes[-1], environment.num_actions)
+            self.heads = make_heads(sizes[-1], sizes[-1], actions, agent=agent, dueling_size=dueling_size)
 
     def initial_state(self, batch_size: int) -> State:
         """Zeros; empty without an LSTM."""
         return self.recurrent.initial_state(batch_size) if self.recurrent is not None else ()
 
-    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
         """See `Network`."""
         steps, batch = inputs.is_first.shape
         flat = self.leaves({name: leaf.flatten(0, 1) for name, leaf in inputs.observation.items()})

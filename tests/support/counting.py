@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import ConfigurationError
-from shared.networks.interface import Network, NetworkInput, NetworkOutput, State
+from shared.networks.interface import Network, NetworkInput, NetworkOutput, QOutput, State
 from shared.specs import EnvironmentSpec, NetworkSpec
 
 _OFFSET = 65536.0  # of the chosen action's logit; above all numbers told, float32 is still exact to 1/128
+Q_SCALE = 1024.0
 _TOLD = 6  # logits that tell something beside the stacked frames
 
 
@@ -78,6 +79,14 @@ class CountingNetwork(Network):
         logits = logits.scatter_add(-1, chosen.unsqueeze(-1), torch.full_like(logits, _OFFSET))
         nothing = 0.0 * self.unused
         return NetworkOutput(policy_logits=logits + nothing, baseline=counts + nothing)
+
+
+class CountingQNetwork(CountingNetwork):
+    """The same for R2D2: its Q-values are the logits / 1024, which is exact; greedily it acts alike."""
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[QOutput, State]:  # type: ignore[override]
+        output, state = super().forward(inputs, state)
+        return QOutput(q_values=output.policy_logits / Q_SCALE), state
 
 
 def told(logits: Tensor, frame_stack: int = 1) -> Told:

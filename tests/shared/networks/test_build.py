@@ -7,11 +7,13 @@ from torch import nn
 
 from shared.errors import ConfigurationError
 from shared.networks.build import AVAILABLE, build_network, resolved_network
+from shared.networks.contract import random_input
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
+from shared.networks.interface import NetworkInput, Output, QOutput, State
 from shared.networks.mlp import MlpNetwork
 from shared.networks.nature import NatureNetwork
-from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from tests.support.counting import CountingNetwork
 
 VECTOR = LeafSpec(name="vector", dtype="float32", shape=(5,), low=(-1.0,), high=(1.0,))
@@ -22,11 +24,13 @@ def image(*shape: int, dtype: str = "uint8") -> LeafSpec:
     return LeafSpec(name="image", dtype=dtype, shape=shape, low=(0.0,), high=(255.0,))
 
 
-def run_spec(name: str, *leaves: LeafSpec, lstm_size: int = 0, frame_stack: int = 1) -> RunSpec:
+def run_spec(
+    name: str, *leaves: LeafSpec, lstm_size: int = 0, frame_stack: int = 1, agent: Agent = "vtrace"
+) -> RunSpec:
     return RunSpec(
         environment=EnvironmentSpec(observation=leaves, num_actions=12),
         network=NetworkSpec(name=name, lstm_size=lstm_size, frame_stack=frame_stack),
-        agent="vtrace",
+        agent=agent,
         unroll=20,
         reward_clip=0.0,
     )
@@ -154,3 +158,56 @@ def test_a_module_that_fails_to_import_is_named_with_its_error(
     words = "module fails_to_import could not be imported: ModuleNotFoundError: .*no_such_thing_at_all"
     with pytest.raises(ConfigurationError, match=words):
         build_network(run_spec("fails_to_import:Net", VECTOR))
+
+
+class AnyAgents(MlpNetwork):
+    """Passes the agent on, as its constructor is MlpNetwork's."""
+
+
+class Fails(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        raise RuntimeError("no such shape")
+
+
+class CountsItsCalls(MlpNetwork):
+    def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
+        super().__init__(environment=environment, network=network)
+        self.frozen = nn.BatchNorm1d(3).eval()
+        self.norm = nn.BatchNorm1d(5, affine=False)
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        self.norm(inputs.observation["vector"].flatten(0, 1))
+        return super().forward(inputs, state)
+
+
+def test_q_networks_are_built_for_r2d2() -> None:
+    for name in (*AVAILABLE, f"{__name__}:AnyAgents"):
+        spec = run_spec(name, image(36, 36), agent="r2d2")
+        network = build_network(spec)
+        inputs = random_input(
+            spec.environment, spec.network, steps=1, batch=2, generator=torch.Generator().manual_seed(0)
+        )
+        assert isinstance(network(inputs, network.initial_state(2))[0], QOutput)
+
+
+def test_a_network_for_another_agent_is_refused_in_words() -> None:
+    words = "CountingNetwork returns NetworkOutput without q_values: agent r2d2 needs QOutput"
+    with pytest.raises(ConfigurationError, match=words):
+        build_network(run_spec("tests.support.counting:CountingNetwork", COUNTING, agent="r2d2"))
+    words = (
+        "CountingQNetwork returns QOutput without policy_logits, baseline: agent vtrace needs NetworkOutput"
+    )
+    with pytest.raises(ConfigurationError, match=words):
+        build_network(run_spec("tests.support.counting:CountingQNetwork", COUNTING))
+
+
+def test_a_network_that_cannot_take_its_inputs_is_refused_with_its_words() -> None:
+    with pytest.raises(ConfigurationError, match="Fails could not be run: RuntimeError: no such shape"):
+        build_network(run_spec(f"{__name__}:Fails", VECTOR))
+
+
+def test_to_look_at_a_users_network_leaves_it_as_it_was() -> None:
+    network = build_network(run_spec(f"{__name__}:CountsItsCalls", VECTOR))
+    assert isinstance(network, CountsItsCalls)
+    assert (network.training, network.norm.training, network.frozen.training) == (True, True, False)
+    assert network.norm.num_batches_tracked == 0

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from shared.networks.build import build_network
 from shared.networks.contract import check_network, random_input
-from shared.networks.interface import Network, NetworkInput, NetworkOutput, State
-from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from shared.networks.interface import Network, NetworkInput, NetworkOutput, QOutput, State
+from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from tests.support.counting import CountingNetwork
 
 VECTOR = LeafSpec(name="vector", dtype="float32", shape=(5,), low=(float("-inf"),), high=(float("inf"),))
@@ -28,15 +28,27 @@ SPACES = {
 
 @pytest.mark.parametrize("frame_stack", [1, 3])
 @pytest.mark.parametrize("lstm_size", [0, 8])
+@pytest.mark.parametrize(("agent", "dueling_size"), [("vtrace", 0), ("r2d2", 0), ("r2d2", 6)])
 @pytest.mark.parametrize(("name", "leaves"), [(name, each) for name in SPACES for each in SPACES[name]])
 def test_every_built_in_network_meets_the_contract(
-    name: str, leaves: tuple[LeafSpec, ...], lstm_size: int, frame_stack: int
+    name: str,
+    leaves: tuple[LeafSpec, ...],
+    agent: Agent,
+    dueling_size: int,
+    lstm_size: int,
+    frame_stack: int,
 ) -> None:
     torch.manual_seed(0)
     environment = EnvironmentSpec(observation=leaves, num_actions=5)
-    spec = NetworkSpec(name=name, lstm_size=lstm_size, frame_stack=frame_stack, hidden_sizes=(16, 8))
-    run = RunSpec(environment=environment, network=spec, agent="vtrace", unroll=5, reward_clip=0.0)
-    check_network(build_network(run), environment, spec)
+    spec = NetworkSpec(
+        name=name,
+        lstm_size=lstm_size,
+        frame_stack=frame_stack,
+        hidden_sizes=(16, 8),
+        dueling_size=dueling_size,
+    )
+    run = RunSpec(environment=environment, network=spec, agent=agent, unroll=5, reward_clip=0.0)
+    check_network(build_network(run), environment, spec, agent=agent)
 
 
 SMALL = EnvironmentSpec(observation=(VECTOR,), num_actions=3)
@@ -144,6 +156,38 @@ class HasAnUnusedParameter(Model):
         self.forgotten = nn.Parameter(torch.ones(1))
 
 
+class QModel(Model):
+    """A correct network for R2D2."""
+
+    def forward(self, inputs: NetworkInput, state: State) -> Any:
+        output, state = super().forward(inputs, state)
+        return QOutput(output.policy_logits + output.baseline.unsqueeze(-1)), state
+
+
+class HalfPrecisionQ(QModel):
+    def forward(self, inputs: NetworkInput, state: State) -> Any:
+        output, state = super().forward(inputs, state)
+        return QOutput(output.q_values.bfloat16()), state
+
+
+class QWithoutTheLastAction(QModel):
+    def forward(self, inputs: NetworkInput, state: State) -> Any:
+        output, state = super().forward(inputs, state)
+        return QOutput(output.q_values[..., :-1]), state
+
+
+class QForgetsToReset(QModel):
+    def reset(self, hidden: Tensor, is_first: Tensor) -> Tensor:
+        return hidden
+
+
+BROKEN_Q = [
+    (Model, "agent r2d2 needs QOutput, not NetworkOutput"),
+    (HalfPrecisionQ, "q_values must be float32"),
+    (QWithoutTheLastAction, r"q_values must be \[6, 3, 3\]"),
+    (QForgetsToReset, "is_first does not separate"),
+]
+
 BROKEN = [
     (ForgetsToReset, "is_first does not separate"),
     (ResetsOnlyAtTheStart, "differs from a single step|is_first does not separate"),
@@ -162,6 +206,21 @@ BROKEN = [
 def test_a_correct_network_of_ones_own_meets_the_contract() -> None:
     spec = NetworkSpec(name="own:Model")
     check_network(Model(environment=SMALL, network=spec), SMALL, spec)
+
+
+def test_a_correct_q_network_of_ones_own_meets_the_contract() -> None:
+    spec = NetworkSpec(name="own:QModel")
+    check_network(QModel(environment=SMALL, network=spec), SMALL, spec, agent="r2d2")
+    with pytest.raises(AssertionError, match="agent vtrace needs NetworkOutput, not QOutput"):
+        check_network(QModel(environment=SMALL, network=spec), SMALL, spec)
+
+
+@pytest.mark.parametrize(("broken", "words"), BROKEN_Q)
+def test_what_a_q_network_breaks_is_said_in_words(broken: type[Model], words: str) -> None:
+    torch.manual_seed(0)
+    spec = NetworkSpec(name="own:Broken")
+    with pytest.raises(AssertionError, match=words):
+        check_network(broken(environment=SMALL, network=spec), SMALL, spec, agent="r2d2")
 
 
 @pytest.mark.parametrize(("broken", "words"), BROKEN)

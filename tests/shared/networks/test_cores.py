@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shared.networks.cores import CoreAndHeads, LstmCore, stretches
+from shared.networks.cores import CoreAndHeads, DuelingHeads, LstmCore, stretches
 from shared.networks.interface import NetworkInput, State
 
 FEATURES, ACTIONS, SIZE = 5, 3, 4
@@ -124,3 +124,42 @@ def test_a_fresh_policy_is_nearly_uniform(lstm_size: int) -> None:
     features, inputs = make_inputs(torch.zeros(4, 2, dtype=torch.bool))
     output, _ = heads(features, inputs, heads.initial_state(2))
     assert output.policy_logits.softmax(-1).max() < 0.36
+
+
+@pytest.mark.parametrize("hidden", [0, 7])
+def test_q_values_are_the_value_plus_advantages_of_mean_zero(hidden: int) -> None:
+    torch.manual_seed(0)
+    heads = DuelingHeads(FEATURES, FEATURES, ACTIONS, hidden)
+    features, others = torch.randn(4, 2, FEATURES), torch.randn(4, 2, FEATURES)
+    with torch.no_grad():
+        q_values = heads(features, others).q_values
+        value, advantage = heads.value(others), heads.advantage(features)
+    torch.testing.assert_close(q_values.mean(-1, keepdim=True), value)
+    centred = advantage - advantage.mean(-1, keepdim=True)
+    torch.testing.assert_close(q_values - value, centred, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(centred, torch.zeros(()))
+
+
+def test_each_dueling_head_has_its_own_hidden_layer() -> None:
+    shapes = [tuple(value.shape) for value in DuelingHeads(5, 6, 3, 512).parameters()]
+    assert shapes == [(512, 5), (512,), (3, 512), (3,), (512, 6), (512,), (1, 512), (1,)]
+    assert [tuple(value.shape) for value in DuelingHeads(5, 6, 3).parameters()] == [
+        (3, 5),
+        (3,),
+        (1, 6),
+        (1,),
+    ]
+
+
+@pytest.mark.parametrize("hidden", [0, 512])
+@pytest.mark.parametrize("lstm_size", [0, 4])
+def test_fresh_q_values_are_near_zero_and_float32_under_autocast(lstm_size: int, hidden: int) -> None:
+    torch.manual_seed(0)
+    heads = CoreAndHeads(FEATURES, ACTIONS, lstm_size, agent="r2d2", dueling_size=hidden)
+    features, inputs = make_inputs(torch.zeros(4, 2, dtype=torch.bool))
+    expected, _ = heads(features, inputs, heads.initial_state(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = heads(features, inputs, heads.initial_state(2))
+    assert output.q_values.dtype == torch.float32
+    torch.testing.assert_close(output.q_values, expected.q_values)
+    assert output.q_values.abs().max() < 0.1
