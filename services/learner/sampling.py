@@ -100,7 +100,7 @@ class SequenceFeeder(Prefetching[PreparedSequences]):
         try:
             for chunks in sample.sequences:
                 for chunk in chunks:
-                    check_chunk(chunk, self._spec, self._state, run_id=chunk.header.run_id)
+                    check_chunk(chunk, self._spec, self._state, run_id=self._config.run_id)
             weights = importance_weights(sample.probabilities, sample.size, self._config.importance_exponent)
             batch = staged_sequences(
                 sample.sequences,

@@ -45,6 +45,7 @@ class MemoryReplay:
                 make_chunk(
                     spec=self._spec,
                     rows=1,
+                    run_id=self._bus.run_id,
                     stream_id=f"stream-{number}",
                     number=k,
                     update=update,
