@@ -16,6 +16,7 @@ class PipelineConfig(TrainConfig):
 
     Examples:  seedrl bench pipeline --env ALE/Pong-v5 --preset atari_vtrace
                seedrl bench pipeline --preset atari_vtrace_deep --json
+               seedrl bench pipeline --agent r2d2 --preset atari_r2d2_small
     """
 
     env: str = "ALE/Pong-v5"

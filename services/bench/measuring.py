@@ -133,16 +133,10 @@ class Probe:
         learner, inference, *actors = await asyncio.gather(
             *map(self._samples, ("learner", "inference", *self._actors))
         )
-        refused = sum(
-            value
-            for (name, outcome), value in learner.items()
-            if name == "seedrl_learner_chunks_total" and outcome.startswith("refused")
-        )
-        trained = learner["seedrl_learner_chunks_total", "trained"]
         stepping = sum(actor["seedrl_actor_step_seconds_sum", ""] for actor in actors)
         return Reading(
             seconds=time.monotonic(),
-            steps=learner["seedrl_learner_steps_total", ""] * trained / max(1.0, trained + refused),
+            steps=self._steps(learner),
             busy={
                 "actor": stepping / (len(actors) * self._training.step_threads),
                 "inference": inference["seedrl_inference_batch_seconds_sum", ""],
@@ -151,9 +145,23 @@ class Probe:
             cpu=self._cpu(),
         )
 
+    def _steps(self, learner: Samples) -> float:
+        """Environment steps trained; for R2D2 those that the trained sequences stand for."""
+        if self._training.agent == "r2d2":
+            sequences = learner["seedrl_learner_sequences_total", ""]
+            return sequences * self._training.sequence_length / self._training.replay_ratio
+        refused = sum(
+            value
+            for (name, outcome), value in learner.items()
+            if name == "seedrl_learner_chunks_total" and outcome.startswith("refused")
+        )
+        trained = learner["seedrl_learner_chunks_total", "trained"]
+        return learner["seedrl_learner_steps_total", ""] * trained / max(1.0, trained + refused)
+
     def _cpu(self) -> dict[str, float]:
         names = {service.process.pid: name for name, service in self._run.services.items()}
-        used = dict.fromkeys(("actor", "inference", "learner", "nats"), 0.0)
+        replay = ("replay",) if self._training.agent == "r2d2" else ()
+        used = dict.fromkeys(("actor", "inference", *replay, "learner", "nats"), 0.0)
         for pid in children():
             name = names.get(pid, "nats").partition("-")[0]
             used[name] += cpu_seconds(pid)

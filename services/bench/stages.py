@@ -20,12 +20,14 @@ from services.actor.service import group_maker
 from services.actor.spaces import ObservationEncoder, environment_spec
 from services.bench.config import PipelineConfig
 from services.bench.cpu import own_cpu_seconds
+from services.bench.r2d2_stage import r2d2_learner_work
 from services.learner.batches import TrainingBatch
 from services.learner.training import VTraceTrainer
 from shared.config import load
 from shared.errors import SeedrlError
 from shared.memory import keep_freed_memory
 from shared.networks.build import build_network
+from shared.networks.interface import NetworkOutput, QOutput
 from shared.networks.precision import autocast, resolve_device
 from shared.networks.unroll import network_input, next_history
 from shared.run_spec import own_spec
@@ -40,7 +42,7 @@ _WARM_UP = 3  # units of work before the first window
 
 
 def seconds_per_step(
-    work: Callable[[], int], *, windows: int, window_seconds: float, clock: Callable[[], float]
+    work: Callable[[], float], *, windows: int, window_seconds: float, clock: Callable[[], float]
 ) -> float:
     """Median over `windows` of seconds on `clock` per step; `work` does some and returns how many steps."""
     for _ in range(_WARM_UP):
@@ -48,14 +50,14 @@ def seconds_per_step(
     return median(_window(work, window_seconds, clock) for _ in range(windows))
 
 
-def _window(work: Callable[[], int], seconds: float, clock: Callable[[], float]) -> float:
-    steps, began, end = 0, clock(), time.monotonic() + seconds
+def _window(work: Callable[[], float], seconds: float, clock: Callable[[], float]) -> float:
+    steps, began, end = 0.0, clock(), time.monotonic() + seconds
     while time.monotonic() < end:
         steps += work()
     return (clock() - began) / steps
 
 
-def env_work(config: PipelineConfig) -> Callable[[], int]:
+def env_work(config: PipelineConfig) -> Callable[[], float]:
     """Steps one group with random actions; returns the steps that were no reset steps."""
     group: Any = group_maker(config)()
     _, info = group.reset(seed=0)
@@ -72,7 +74,7 @@ def env_work(config: PipelineConfig) -> Callable[[], int]:
     return work
 
 
-def inference_work(config: PipelineConfig) -> Callable[[], int]:
+def inference_work(config: PipelineConfig) -> Callable[[], float]:
     """The network's forward pass for one group, its frames stacked, and one sampled action per row."""
     torch.set_num_threads(config.torch_threads)
     device = resolve_device(config.device)
@@ -88,6 +90,8 @@ def inference_work(config: PipelineConfig) -> Callable[[], int]:
     context = autocast(config.precision, device, network)
     context.__enter__()  # type: ignore[no-untyped-call]  # as long as the weights stay, as in the service
 
+    choose = _explored if spec.agent == "r2d2" else _sampled
+
     def work() -> int:
         nonlocal state, action, history
         with torch.no_grad():
@@ -101,20 +105,36 @@ def inference_work(config: PipelineConfig) -> Callable[[], int]:
             )
             output, state = network(inputs, state)
             history = {name: next_history(inputs.observation[name][0]) for name in history}
-            logits = output.policy_logits[0]
-            action = (logits - torch.empty_like(logits).exponential_().log_()).argmax(dim=1)
+            action = choose(output)
             action.cpu()  # waits for the device
         return rows
 
     return work
 
 
-def learner_work(config: PipelineConfig) -> Callable[[], int]:
+def _sampled(output: NetworkOutput) -> torch.Tensor:
+    logits = output.policy_logits[0]
+    return (logits - torch.empty_like(logits).exponential_().log_()).argmax(dim=1)
+
+
+def _explored(output: QOutput) -> torch.Tensor:
+    """ε-greedy with one ε for all."""
+    values = output.q_values[0]
+    other = torch.randint_like(values[:, 0], values.shape[1])
+    return torch.where(torch.rand_like(values[:, 0]) < 0.1, other, values.argmax(dim=1)).long()
+
+
+def learner_work(config: PipelineConfig) -> Callable[[], float]:
     """One update of the weights: inputs built, forward, loss, backward, optimizer."""
     torch.set_num_threads(config.torch_threads)
     device = resolve_device(config.device)
     rows, steps = config.batch_size, config.unroll
+    if config.agent == "r2d2":
+        steps = config.burn_in + config.sequence_length
     spec, frames = _recorded(config, steps=steps + 1, rows=rows)
+    history = _history(frames, rows, stack=spec.network.frame_stack, device=device)
+    if config.agent == "r2d2":
+        return r2d2_learner_work(config, spec, frames, history)
     network = build_network(spec)
     state = network.initial_state(rows)
     trainer = VTraceTrainer(network, config, device=device)
@@ -123,7 +143,6 @@ def learner_work(config: PipelineConfig) -> Callable[[], int]:
     flags = torch.zeros(steps, rows, dtype=torch.bool, device=device)
     action = torch.randint(actions, (rows, steps), device=device)
     reward = torch.randn(rows, steps, device=device)
-    history = _history(frames, rows, stack=spec.network.frame_stack, device=device)
     logits = torch.zeros(steps, rows, actions, device=device)
 
     def work() -> int:
@@ -188,7 +207,11 @@ def main(stage: str, arguments: Sequence[str]) -> None:
     """Prints {"seconds_per_step": …} of `stage` with the settings in `arguments`."""
     config = load(PipelineConfig, arguments, prog="stages", known=())
     keep_freed_memory()
-    works = {"env": env_work, "inference": inference_work, "learner": learner_work}
+    works: dict[str, Callable[[PipelineConfig], Callable[[], float]]] = {
+        "env": env_work,
+        "inference": inference_work,
+        "learner": learner_work,
+    }
     on_cpu = stage == "env" or resolve_device(config.device).type == "cpu"
     seconds = seconds_per_step(
         works[stage](config),

@@ -54,11 +54,9 @@ class EpisodeShares:
 
 def evaluate(config: EvalConfig) -> int:
     """Plays the episodes and prints mean, median and deviation of their raw returns."""
-    checkpoint = _checkpoint(config.run_dir)
-    episodes = uvloop.run(_played(config, checkpoint))
-    returns = [float(episode["return"]) for episode in episodes]
+    checkpoint, returns = played_returns(config)
     result = {
-        "checkpoint": checkpoint.path.name,
+        "checkpoint": checkpoint,
         "episodes": len(returns),
         "mean": statistics.fmean(returns),
         "median": statistics.median(returns),
@@ -73,6 +71,13 @@ def evaluate(config: EvalConfig) -> int:
             f"median {result['median']:.2f}, deviation {result['deviation']:.2f}"
         )
     return 0
+
+
+def played_returns(config: EvalConfig) -> tuple[str, list[float]]:
+    """The name of the checkpoint that was played, and the raw return of every episode. Raises RunError."""
+    checkpoint = _checkpoint(config.run_dir)
+    episodes = uvloop.run(_played(config, checkpoint))
+    return checkpoint.path.name, [float(episode["return"]) for episode in episodes]
 
 
 def _checkpoint(run_dir: Path) -> Checkpoint:

@@ -5,6 +5,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import uvloop
@@ -12,15 +13,24 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from services.commands.config import EvalConfig
+from services.learner.accounts import COMPLETED
+from services.learner.replay_counts import replay_counts
 from services.local.config import CONFIG_FILE, TrainConfig, write_config
 from services.local.connection import published_connection
 from services.local.directory import used_directory
 from services.local.display import doing, headline, services_table
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
-from services.local.statuses import StatusBoard, watched_statuses
-from services.local.summary import SUMMARY_FILE, discarded_before, untrained_queue, write_summary
+from services.local.summary import (
+    SUMMARY_FILE,
+    discarded_before,
+    save_summary,
+    untrained_queue,
+    write_summary,
+)
 from shared.bus.connection import connected_bus
+from shared.bus.statuses import StatusBoard, watched_statuses
 from shared.config import secret_values
 from shared.errors import ConnectionFailed, SeedrlError
 from shared.telemetry import configure_logging
@@ -42,16 +52,39 @@ def train(config: TrainConfig) -> int:
         write_config(config, directory / CONFIG_FILE)
         console.print(f"training {config.env} in {directory}")
         summary = uvloop.run(_train(config, console, discarded))
+        if config.agent == "r2d2" and summary["exit_reason"] in COMPLETED and config.eval_episodes:
+            summary = _evaluated(config, console, summary)
     _tell(console, directory, summary)
     return 0
 
 
+def _evaluated(config: TrainConfig, console: Console, summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with `eval_return`; as it was, with a line that says why, when that cannot be had."""
+    from services.commands.evaluate import played_returns  # brings torch
+
+    console.print(f"playing {config.eval_episodes} episodes with the trained policy (Ctrl-C skips them)")
+    playing = EvalConfig.model_validate(
+        {"run_dir": config.directory, "episodes": config.eval_episodes, "device": config.device}
+    )
+    try:
+        _, returns = played_returns(playing)
+    except KeyboardInterrupt:
+        console.print("evaluation skipped")
+    except SeedrlError as error:
+        console.print(f"evaluation failed: {error}", soft_wrap=True, highlight=False)
+    else:
+        summary = {**summary, "eval_return": fmean(returns), "eval_episodes": len(returns)}
+        save_summary(config, summary)
+    return summary
+
+
 def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
-    returns = summary["mean_return_100"]
+    returns, played = summary["mean_return_100"], summary.get("eval_return")
     console.print(
         f"{summary['exit_reason']}: {summary['steps']:,} steps in {summary['seconds']:,.0f} s "
         f"({summary['steps_per_second']:,.0f} steps/s), "
-        f"mean_return_100 {'–' if returns is None else f'{returns:.2f}'}",
+        f"mean_return_100 {'–' if returns is None else f'{returns:.2f}'}"
+        f"{'' if played is None else f', eval_return {played:.2f}'}",
         soft_wrap=True,
         highlight=False,
     )
@@ -65,7 +98,7 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    queue, board = None, None
+    queue, board, replay = None, None, None
     try:
         async with (
             nats_of_run(config) as nats,
@@ -80,14 +113,16 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
                         finished = await run.until_done(stop)
                     finally:
                         discarded += board.total("inference", "discarded_steps")
+                        replay = replay_counts(board.newest("replay"))
                         with contextlib.suppress(ConnectionFailed):
                             queue = await untrained_queue(bus, config.directory)
     except SeedrlError as error:
         if board is not None:  # the services were started
-            write_summary(config, queue=queue, discarded_steps=discarded, exit_reason=f"failed: {error}")
+            reason = f"failed: {error}"
+            write_summary(config, queue=queue, replay=replay, discarded_steps=discarded, exit_reason=reason)
         raise
-    reason = board.newest("learner").get("exit_reason") if finished else "interrupted"
-    return write_summary(config, queue=queue, discarded_steps=discarded, exit_reason=str(reason))
+    reason = str(board.newest("learner").get("exit_reason") if finished else "interrupted")
+    return write_summary(config, queue=queue, replay=replay, discarded_steps=discarded, exit_reason=reason)
 
 
 @contextlib.asynccontextmanager
@@ -125,9 +160,10 @@ def _line(config: TrainConfig, board: StatusBoard) -> str:
     learner = board.newest("learner")
     if not learner.get("steps"):
         inference = board.newest("inference")
+        replay = [("replay", board.newest("replay"))] if config.agent == "r2d2" else []
         waiting = [
             f"{name}: {doing(name, status) or 'starting'}"
-            for name, status in (("inference", inference), ("learner", learner))
+            for name, status in (("inference", inference), *replay, ("learner", learner))
         ]
         return "; ".join(waiting)
     return headline(learner, total_steps=config.total_steps)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import REASONS, Outcome
 from shared.errors import RunError
 
@@ -22,6 +23,9 @@ ACCOUNTS_FILE = "accounts.json"
 CHECKPOINTS = "checkpoints"
 ACCOUNTS_FORMAT_VERSION = 1
 RETURNS_KEPT = 100
+
+STEPS_REACHED, TIME_REACHED = "total steps reached", "time limit reached"
+COMPLETED = (STEPS_REACHED, TIME_REACHED)  # why a training ended that ran to its end
 
 
 class QueueNumbers(Protocol):
@@ -52,6 +56,8 @@ class Accounts:
     lags: Counter[int] = field(default_factory=Counter)  # trained messages by policy lag in updates
     earlier_queues: int = 0  # messages published to queues that no longer exist
     pending: dict[int, Outcome] = field(default_factory=dict)  # counted, perhaps not acknowledged
+    sequences: int = 0  # R2D2: sequences trained; one that was sampled twice counts twice
+    replay_steps: int = 0  # R2D2: what replay said last of its steps
 
     @property
     def accounted(self) -> int:
@@ -73,6 +79,26 @@ class Accounts:
         for outcome in outcomes:
             self._add(outcome, 1)
             self.pending[outcome.sequence] = outcome
+
+    def count_sequences(self, lags: Iterable[int]) -> None:
+        """R2D2: counts trained sequences by their lag, of which two digits are kept, as there are many."""
+        for lag in lags:
+            self.sequences += 1
+            self.lags[lag if lag < 100 else int(float(f"{lag:.1e}"))] += 1
+
+    def mirror(self, replay: ReplayCounts) -> None:
+        """R2D2: the messages are replay's, and so is what became of them.
+
+        `steps` grows by what was inserted since the last time. A replay that begins again from an older
+        snapshot says fewer steps than before; those that it lost stay counted. One that has nothing says
+        nothing: it may be about to restore what it had.
+        """
+        if not replay.inserted:
+            return
+        self.steps += max(0, replay.steps - self.replay_steps)
+        self.replay_steps = replay.steps
+        self.trained, self.redelivered = replay.inserted, replay.redelivered
+        self.refused.update(replay.refused)
 
     def confirm(self, sequences: Iterable[int]) -> None:
         """These were acknowledged: they never come back."""
@@ -158,7 +184,7 @@ class Accounts:
                 raise ValueError(
                     f"format version {raw['format_version']}, this program writes {ACCOUNTS_FORMAT_VERSION}"
                 )
-            accounts = Accounts(**{name: raw[name] for name in _PLAIN})
+            accounts = Accounts(**{name: raw[name] for name in _PLAIN if name in raw or name not in _LATER})
             accounts.refused.update(raw["refused"])
             accounts.returns.extend(raw["returns"])
             accounts.lags.update({int(lag): int(count) for lag, count in raw["lags"]})
@@ -177,7 +203,10 @@ _PLAIN = (
     "rolled_back",
     "episodes",
     "earlier_queues",
+    "sequences",
+    "replay_steps",
 )
+_LATER = frozenset({"sequences", "replay_steps"})  # not in the journals of the first versions
 
 
 def has_begun(run_dir: Path) -> bool:
@@ -221,6 +250,7 @@ def summary(accounts: Accounts, queue: QueueNumbers) -> dict[str, Any]:
         "updates": accounts.updates,
         "episodes": accounts.episodes,
         "mean_return_100": accounts.mean_return_100,
+        **({"sequences": accounts.sequences} if accounts.sequences else {}),
         "policy_lag": {
             "p50": accounts.lag_at(0.5),
             "p99": accounts.lag_at(0.99),

@@ -1,7 +1,7 @@
 """From rows of decoded chunks to one training batch on the learner's device, time-major."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from services.learner.rows import Slice
 from shared.networks.interface import NetworkInput, State
 from shared.networks.unroll import clip_rewards, network_input
 from shared.types import Array, Chunk
+
+B = TypeVar("B")
 
 
 class TrainingBatch(NamedTuple):
@@ -46,13 +48,18 @@ def rows_of(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
 
 def staged(slices: Sequence[Slice], *, reward_clip: float, device: torch.device) -> TrainingBatch:
     """The batch of the rows in `slices`, ready on `device` when this returns."""
+    return on_own_stream(lambda: _assembled(slices, reward_clip, device), device)
+
+
+def on_own_stream(assemble: Callable[[], B], device: torch.device) -> B:
+    """What `assemble` puts on `device`, ready there when this returns."""
     if device.type != "cuda":
-        return _assembled(slices, reward_clip, device)
+        return assemble()
     # A stream of its own lets the copies run beside the current update; waiting for it here blocks only the
     # thread that stages. An update ends with a synchronization, so no batch is freed while it is in use.
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
-        batch = _assembled(slices, reward_clip, device)
+        batch = assemble()
     stream.synchronize()
     return batch
 

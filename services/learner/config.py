@@ -5,13 +5,22 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from shared.config import AgentSettings, DeviceSettings, NatsSettings, ServiceSettings, Settings
+from shared.config import (
+    AgentSettings,
+    DeviceSettings,
+    NatsSettings,
+    SequenceSettings,
+    ServiceSettings,
+    Settings,
+)
 
 BATCHES_HELD = 2  # one in training, one prefetched
 
 
-class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, DeviceSettings):
+class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, SequenceSettings, DeviceSettings):
     """Trains a run's network from the trajectories that inference cuts, and publishes its weights.
+
+    V-trace takes trajectories from the work queue, R2D2 sequences of them from the replay service.
 
     Starts in any order with the other services: it waits for NATS, for the run's spec (which the first
     actor's environment decides) and for trajectories. Ends by itself at --total-steps or --max-seconds;
@@ -33,10 +42,9 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     max_seconds: float = Field(0.0, ge=0)
     """Ends training so many seconds after the first trajectory (restarts go on counting); 0: no limit."""
 
-    discount: float = Field(0.99, ge=0, le=1)
-    """Discount γ of future rewards."""
     reward_scale: float = Field(1.0, gt=0)
-    """Rewards are multiplied by this for training, after clipping; returns of 1 to 10 are learned best."""
+    """Rewards are multiplied by this for training, after clipping; returns of 1 to 10 are learned best
+    (V-trace: R2D2 rescales values by itself)."""
     trace_lambda: float = Field(1.0, ge=0, le=1)
     """λ of V-trace, the decay of its traces."""
     max_rho: float = Field(1.0, gt=0)
@@ -64,6 +72,10 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
 
     training_threads: int = Field(1, ge=1)
     """Threads that share the rows of a gradient step, on a CPU; for networks that cost more than the rest."""
+    target_update_period: int = Field(2500, ge=1)
+    """Updates after which R2D2's target network becomes a copy of the online network."""
+    importance_exponent: float = Field(0.6, ge=0, le=1)
+    """β: how far importance weights make up for what prioritized sampling prefers; 1: fully (R2D2)."""
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """Optimizer of the weights."""
@@ -87,7 +99,7 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     """Gradients are scaled down to at most this norm; 0: not clipped."""
 
     max_policy_lag: int = Field(100, ge=1)
-    """A chunk whose oldest weights are more updates behind than this is refused, not trained."""
+    """A chunk whose oldest weights are more updates behind than this is refused, not trained (V-trace)."""
 
     publish_seconds: float = Field(0.0, ge=0)
     """Least seconds between two publications of the weights; never do they take over a tenth of the time."""
@@ -100,6 +112,13 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Devi
     def directory(self) -> Path:
         """The run directory."""
         return self.run_dir if self.run_dir is not None else Path("runs") / self.run_id
+
+    @model_validator(mode="after")
+    def _nothing_of_vtrace_is_asked_of_r2d2(self) -> Self:
+        for name in ("reward_scale", "sample_reuse", "minibatches"):
+            if self.agent == "r2d2" and (value := getattr(self, name)) != 1:
+                raise ValueError(f"{name} is for V-trace: with agent r2d2 it must be 1, not {value:g}")
+        return self
 
     @model_validator(mode="after")
     def _minibatches_are_equal(self) -> Self:

@@ -1,9 +1,6 @@
 """From the work queue to batches on the device: fetching, decoding and staging, beside the training."""
 
-import asyncio
-import itertools
 from concurrent.futures import Executor
-from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -11,6 +8,7 @@ import torch
 
 from services.learner.batches import TrainingBatch, staged
 from services.learner.intake import StateLayout, check_chunk
+from services.learner.prefetching import Prefetching
 from services.learner.rows import Outcome, Reason, RowBatch, RowQueue
 from services.learner.settling import Bookkeeper
 from shared.bus.work_queue import QueueConsumer, QueueMessage
@@ -33,8 +31,8 @@ class Prepared(NamedTuple):
     finished: tuple[Outcome, ...]
 
 
-class Feeder:
-    """Prepares batches one at a time, so that no more than one waits while another is trained.
+class Feeder(Prefetching[Prepared]):
+    """Prepares batches of the work queue's trajectories.
 
     It fetches only while rows of the next batch are missing. What it takes in hand is therefore bounded by
     the batch in training, the one prepared, and what is left of one message.
@@ -52,7 +50,7 @@ class Feeder:
         run_id: str,
         device: torch.device,
     ) -> None:
-        self.has_seen_chunks = False
+        super().__init__()
         self._consumer = consumer
         self._rows = rows
         self._books = books
@@ -61,23 +59,6 @@ class Feeder:
         self._reward_clip = spec.reward_clip
         self._device = device
         self._largest_message = 1  # rows
-        self._may_prepare = asyncio.Semaphore(1)
-        self._prepared: asyncio.Queue[Prepared] = asyncio.Queue()  # one at most, by the semaphore
-
-    async def run(self, updates: int) -> None:
-        """Prepares batches for ever, the first for the update that follows `updates` completed ones."""
-        for update in itertools.count(updates):
-            await self._may_prepare.acquire()
-            self._prepared.put_nowait(await self.prepare(update))
-
-    async def next_within(self, seconds: float) -> Prepared | None:
-        """The next batch; None when there is none within `seconds`. The one after it begins with this."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                prepared = await self._prepared.get()
-            self._may_prepare.release()
-            return prepared
-        return None
 
     async def prepare(self, update: int) -> Prepared:
         """The batch for the update that follows `update` completed ones; waits for its rows."""
@@ -85,6 +66,10 @@ class Feeder:
             await self._fetch()
         stage = partial(staged, rows.slices, reward_clip=self._reward_clip, device=self._device)
         return Prepared(await in_thread(stage, self._executor), rows.finished)
+
+    async def count(self, prepared: Prepared, *, updates: int) -> None:
+        """What was trained with it is acknowledged."""
+        self._books.count(prepared.finished, updates=updates)
 
     def _taken(self, update: int) -> RowBatch | None:
         batch = self._rows.take(update)

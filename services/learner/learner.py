@@ -2,21 +2,26 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from services.learner.accounts import has_begun, load_accounts, write_accounts
+from services.learner.accounts import STEPS_REACHED, TIME_REACHED, has_begun, load_accounts, write_accounts
 from services.learner.config import LearnerConfig
 from services.learner.feeding import Feeder
 from services.learner.housekeeping import Housekeeping
+from services.learner.optimizing import warm_up
+from services.learner.prefetching import Prefetching
 from services.learner.publishing import Snapshot, WeightsPublisher
+from services.learner.r2d2 import R2D2Trainer
+from services.learner.replay_link import ReplayLink
 from services.learner.report import Report
 from services.learner.rows import RowQueue
+from services.learner.sampling import Replay, SequenceFeeder
 from services.learner.session import Session, check_settings
 from services.learner.settling import Bookkeeper
-from services.learner.training import warm_up
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.key_values import LEARNER_LEASE, held_lease, wait_for_spec
@@ -27,6 +32,7 @@ from shared.specs import RunSpec
 from shared.telemetry import Progress, get_logger
 
 _WAIT_SECONDS = 0.5  # for a batch, before the next heartbeat
+_SNAPSHOT_SECONDS = 60.0  # for replay's, which may be away
 
 log = get_logger(__name__)
 
@@ -36,16 +42,26 @@ class Parts(NamedTuple):
 
     session: Session
     books: Bookkeeper
-    feeder: Feeder
+    feeder: Prefetching[Any]
     publisher: WeightsPublisher
     housekeeping: Housekeeping
 
 
 class Learner:
-    """Trains the run of `config` and keeps `report` up to date; `end` makes it save and return."""
+    """Trains the run of `config` and keeps `report` up to date; `end` makes it save and return.
+
+    `replay` is where the agent r2d2 takes its sequences from; vtrace takes trajectories from the work queue.
+    """
 
     def __init__(
-        self, config: LearnerConfig, bus: Bus, report: Report, progress: Progress, *, owner: str
+        self,
+        config: LearnerConfig,
+        bus: Bus,
+        report: Report,
+        progress: Progress,
+        *,
+        owner: str,
+        replay: Replay | None = None,
     ) -> None:
         self.is_training = False
         self._config = config
@@ -53,6 +69,8 @@ class Learner:
         self._report = report
         self._progress = progress
         self._owner = owner
+        self._link = ReplayLink(replay, bus, report) if replay is not None else None
+        self._saving = asyncio.Lock()
         self._session: Session | None = None
         self._threads = ExitStack()
         self._training = self._thread("training")
@@ -64,10 +82,21 @@ class Learner:
         self._report.exit_reason = self._report.exit_reason or reason
 
     async def save(self) -> str:
-        """Saves a checkpoint between two updates; says so in words. Raises RunError before training."""
+        """Saves a checkpoint between two updates, and replay's snapshot with it; says so in words.
+
+        Raises RunError before training.
+        """
         session = self._session
         if session is None:
             raise RunError("there is nothing to save before training has begun")
+        async with self._saving:
+            words = await self._save(session)
+            if self._link is not None and self.is_training:
+                seconds = self._config.grace_seconds / 4 if self._report.exit_reason else _SNAPSHOT_SECONDS
+                words += "; " + await self._link.snapshot(session.trainer.updates, within=seconds)
+        return words
+
+    async def _save(self, session: Session) -> str:
         name, updates = await in_thread(
             partial(session.save, steps=self._report.accounts.steps), self._training
         )
@@ -84,7 +113,8 @@ class Learner:
                 spec = await wait_for_spec(self._bus)
                 check_settings(self._config, spec)
                 parts = self._parts(await self._restored(spec))
-                self._report.awaited = ["the first trajectory"]
+                what = "the first trajectory" if self._link is None else "the first sequences from replay"
+                self._report.awaited = [what]
                 await self._live(parts)
 
     async def _restored(self, spec: RunSpec) -> Session:
@@ -95,7 +125,8 @@ class Learner:
         session = await in_thread(partial(Session, config, spec, accounts), self._training)
         queued = [seq for seq in accounts.pending if await bus.persistently(partial(is_queued, bus, seq))]
         accounts.resolve(still_queued=queued)
-        accounts.settle_queue(await bus.persistently(partial(queue_state, bus)), known=known)
+        if self._link is None:  # else the messages are replay's
+            accounts.settle_queue(await bus.persistently(partial(queue_state, bus)), known=known)
         write = partial(write_accounts, config.directory, accounts.to_json(), durable=True)
         await in_thread(write, self._writing)
         self._session, self._report.accounts = session, accounts
@@ -113,16 +144,7 @@ class Learner:
     def _parts(self, session: Session) -> Parts:
         config, bus, report = self._config, self._bus, self._report
         books = Bookkeeper(report.accounts, config.directory, self._writing)
-        feeder = Feeder(
-            QueueConsumer(bus),
-            RowQueue(batch_size=config.batch_size, max_policy_lag=config.max_policy_lag),
-            books,
-            self._staging,
-            spec=session.spec,
-            state=session.state_layout,
-            run_id=config.run_id,
-            device=session.trainer.device,
-        )
+        feeder = self._feeder(session, books)
 
         async def snapshot() -> Snapshot:
             return await in_thread(session.snapshot, self._training)
@@ -137,6 +159,30 @@ class Learner:
         housekeeping = Housekeeping(bus, report, books, run_dir=config.directory, executor=self._writing)
         return Parts(session, books, feeder, publisher, housekeeping)
 
+    def _feeder(self, session: Session, books: Bookkeeper) -> Prefetching[Any]:
+        config, trainer = self._config, session.trainer
+        if isinstance(trainer, R2D2Trainer):
+            assert self._link is not None
+            return SequenceFeeder(
+                self._link.replay,
+                trainer,
+                books,
+                self._staging,
+                config=config,
+                spec=session.spec,
+                state=session.state_layout,
+            )
+        return Feeder(
+            QueueConsumer(self._bus),
+            RowQueue(batch_size=config.batch_size, max_policy_lag=config.max_policy_lag),
+            books,
+            self._staging,
+            spec=session.spec,
+            state=session.state_layout,
+            run_id=config.run_id,
+            device=trainer.device,
+        )
+
     async def _live(self, parts: Parts) -> None:
         """Trains with everything that belongs beside it, then leaves the run directory complete."""
         session, books, feeder, publisher, housekeeping = parts
@@ -147,6 +193,7 @@ class Learner:
             housekeeping.follow_episodes(),
             housekeeping.tick(),
             self._save_now_and_then(),
+            *self._beside_replay(feeder),
         ):
             await self.save()
             books.write_soon()
@@ -154,6 +201,7 @@ class Learner:
             self.is_training = True
             async with beside(feeder.run(session.trainer.updates)):
                 await self._train(parts)
+            await self._in_time(feeder.sent(), 1 / 4, "replay did not take the last priorities in time")
             log.info("training ends", reason=self._report.exit_reason, done=await self.save())
             await self._settle(parts)
         await books.close()
@@ -165,7 +213,7 @@ class Learner:
         while report.exit_reason is None:
             self._progress.beat("training")
             prepared = await parts.feeder.next_within(_WAIT_SECONDS)
-            report.has_chunks = parts.feeder.has_seen_chunks
+            report.has_chunks = report.has_chunks or parts.feeder.has_seen_chunks
             started = time.monotonic()
             if prepared is None:
                 report.starved_seconds = started - waiting_since
@@ -178,26 +226,41 @@ class Learner:
             waiting_since = time.monotonic()
             report.training_seconds += waiting_since - started
             report.weights_version = parts.publisher.version
-            parts.books.count(prepared.finished, updates=parts.session.trainer.updates)
+            await parts.feeder.count(prepared, updates=parts.session.trainer.updates)
             parts.publisher.offer()
             self._end_if_done()
 
     def _end_if_done(self) -> None:
         accounts, config = self._report.accounts, self._config
         if accounts.steps >= config.total_steps:
-            self.end("total steps reached")
+            self.end(STEPS_REACHED)
         elif 0 < config.max_seconds <= accounts.seconds:
-            self.end("time limit reached")
+            self.end(TIME_REACHED)
 
     async def _settle(self, parts: Parts) -> None:
         """Acknowledges and publishes what was trained; without NATS, the journal says what is left to do."""
-        try:
-            async with asyncio.timeout(self._config.grace_seconds / 2):
-                await parts.books.settled()
-                await parts.publisher.published(parts.session.trainer.updates)
-        except TimeoutError:
-            log.warning("NATS did not take the last acknowledgements and weights in time")
+
+        async def settle() -> None:
+            await parts.books.settled()
+            await parts.publisher.published(parts.session.trainer.updates)
+
+        await self._in_time(
+            settle(), 1 / 2, "NATS did not take the last acknowledgements and weights in time"
+        )
         self._report.weights_version = parts.publisher.version
+
+    async def _in_time(self, awaited: Coroutine[Any, Any, None], share: float, complaint: str) -> None:
+        """Waits for what comes at the end, for a share of the grace period."""
+        try:
+            async with asyncio.timeout(share * self._config.grace_seconds):
+                await awaited
+        except TimeoutError:
+            log.warning(complaint)
+
+    def _beside_replay(self, feeder: Prefetching[Any]) -> list[Coroutine[Any, Any, None]]:
+        if self._link is None or not isinstance(feeder, SequenceFeeder):
+            return []
+        return [feeder.send_priorities(), self._link.follow()]
 
     async def _save_now_and_then(self) -> None:
         while True:

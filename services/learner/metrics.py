@@ -29,6 +29,8 @@ class LearnerMetrics(Collector):
         yield _counter("updates", "Updates of the weights.", accounts.updates)
         yield _counter("rolled_back_updates", "Updates that crashes lost.", accounts.rolled_back)
         yield _counter("steps", "Environment steps in trained and refused chunks.", accounts.steps)
+        if report.agent == "r2d2":
+            yield _counter("sequences", "Sequences trained.", accounts.sequences)
         yield _counter("episodes", "Finished training episodes.", accounts.episodes)
         yield _counter("redelivered_chunks", "Messages delivered more than once.", accounts.redelivered)
         seconds = CounterMetricFamily(

@@ -5,9 +5,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.learner.accounts import Accounts, summary
+from services.learner.r2d2 import R2D2Metrics
 from services.learner.rates import Rates, Sample
+from services.learner.replay_counts import ReplayCounts
 from services.learner.training import UpdateMetrics
 from shared.bus.work_queue import QueueState
+
+# TensorBoard's names, and the fields of both agents' metrics.
+_CURVES = {
+    "loss/total": "total_loss",
+    "loss/policy": "policy_loss",
+    "loss/baseline": "baseline_loss",
+    "loss/entropy": "entropy_loss",
+    "training/entropy": "entropy",
+    "training/value": "value",
+    "training/q_value": "q_value",
+    "training/td_error": "td_error",
+    "training/target": "target",
+    "training/priority": "priority",
+    "training/importance_weight": "rho",
+    "training/sequence_weight": "importance_weight",
+    "training/gradient_norm": "gradient_norm",
+    "training/learning_rate": "learning_rate",
+}
 
 
 @dataclass
@@ -22,7 +42,10 @@ class Report:
     accounts: Accounts = field(default_factory=Accounts)
     queue: QueueState = field(default_factory=lambda: QueueState(0, 0))
     held: int = 0  # messages in hand
-    update: UpdateMetrics | None = None  # of the newest update since the start
+    agent: str = "vtrace"
+    update: UpdateMetrics | R2D2Metrics | None = None  # the newest since the start
+    replay: ReplayCounts | None = None  # R2D2: what replay said last
+    replay_snapshot: str | None = None  # R2D2: the newest that goes with a checkpoint
     weights_version: int = 0
     checkpoint: str | None = None  # the newest
     exit_reason: str | None = None
@@ -43,8 +66,10 @@ class Report:
 
     def status(self) -> dict[str, Any]:
         """The learner's /status."""
-        starving = ["trajectories"] if self.starved_seconds > 2.0 and not self.waiting() else []
-        update = self.update._asdict() if self.update else dict.fromkeys(UpdateMetrics._fields)
+        food = "sequences from replay" if self.agent == "r2d2" else "trajectories"
+        starving = [food] if self.starved_seconds > 2.0 and not self.waiting() else []
+        names = (R2D2Metrics if self.agent == "r2d2" else UpdateMetrics)._fields
+        update = self.update._asdict() if self.update else dict.fromkeys(names)
         return {
             **summary(self.accounts, self.queue),
             "seconds": round(self.accounts.seconds, 3),
@@ -55,7 +80,16 @@ class Report:
             "messages_held": self.held,
             "weights_version": self.weights_version,
             "checkpoint": self.checkpoint,
+            **(self._of_replay() if self.agent == "r2d2" else {}),
             "exit_reason": self.exit_reason,
+        }
+
+    def _of_replay(self) -> dict[str, Any]:
+        inserted = self.replay.inserted_items if self.replay else 0
+        return {
+            "samples_per_insert": self.accounts.sequences / inserted if inserted else None,
+            "replay_items": self.replay.items if self.replay else None,
+            "replay_snapshot": self.replay_snapshot,
         }
 
     def curves(self) -> dict[str, float | None]:
@@ -69,17 +103,5 @@ class Report:
             "speed/updates_per_second": rates["updates_per_second"],
             "speed/waiting_share": rates["waiting_share"],
         }
-        if update is not None:
-            points |= {
-                "loss/total": update.total_loss,
-                "loss/policy": update.policy_loss,
-                "loss/baseline": update.baseline_loss,
-                "loss/entropy": update.entropy_loss,
-                "training/entropy": update.entropy,
-                "training/value": update.value,
-                "training/target": update.target,
-                "training/importance_weight": update.rho,
-                "training/gradient_norm": update.gradient_norm,
-                "training/learning_rate": update.learning_rate,
-            }
-        return points
+        known = update._asdict() if update is not None else {}
+        return points | {curve: known[field] for curve, field in _CURVES.items() if field in known}

@@ -16,6 +16,7 @@ from services.learner.session import check_run_dir
 from shared.bus.beside import beside
 from shared.bus.connection import connected_bus
 from shared.bus.control import publish_status, serve_control
+from shared.bus.replay import ReplayClient
 from shared.http import new_registry, serving_http
 from shared.networks.build import check_network_name
 from shared.telemetry import Progress
@@ -36,7 +37,7 @@ async def run(config: LearnerConfig, *, stop: asyncio.Event) -> None:
     torch.set_num_threads(config.torch_threads)
     check_network_name(config.network)
     check_run_dir(config)
-    report, progress, registry = Report(nats=config.nats_url), Progress(), new_registry()
+    report, progress, registry = Report(nats=config.nats_url, agent=config.agent), Progress(), new_registry()
     registry.register(LearnerMetrics(report))
     me = f"{socket.gethostname()}-{os.getpid()}"
     async with (
@@ -53,7 +54,8 @@ async def run(config: LearnerConfig, *, stop: asyncio.Event) -> None:
         connected_bus(config, run_id=config.run_id, name=SERVICE, patient=True) as bus,
     ):
         report.nats, report.is_connected = bus.address, lambda: bus.is_connected
-        learner = Learner(config, bus, report, progress, owner=me)
+        replay = ReplayClient(bus) if config.agent == "r2d2" else None
+        learner = Learner(config, bus, report, progress, owner=me, replay=replay)
         handlers = _handlers(learner, stop)
         with suppress(_NothingToEnd):
             async with beside(_heed(stop, learner), serve_control(bus, SERVICE, me, handlers, report.status)):

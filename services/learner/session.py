@@ -1,14 +1,15 @@
 """What runs in the training thread: building, restoring, training, saving; knows no asyncio and no NATS."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from services.learner.accounts import CHECKPOINTS, Accounts, has_begun
-from services.learner.batches import TrainingBatch
 from services.learner.config import LearnerConfig
 from services.learner.intake import StateLayout
 from services.learner.publishing import Snapshot
+from services.learner.r2d2 import R2D2Metrics, R2D2Trainer
 from services.learner.training import UpdateMetrics, VTraceTrainer
 from shared.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, weights_to_bytes
 from shared.errors import ConfigurationError, RunError
@@ -55,7 +56,13 @@ class Session:
         self._keep = config.keep_checkpoints
         network = build_network(spec)
         self.state_layout: StateLayout = [tuple(leaf.shape[1:]) for leaf in network.initial_state(1)]
-        self.trainer = VTraceTrainer(network, config, device=resolve_device(config.device))
+        trainers: dict[str, type[VTraceTrainer | R2D2Trainer]] = {
+            "vtrace": VTraceTrainer,
+            "r2d2": R2D2Trainer,
+        }
+        self.trainer: VTraceTrainer | R2D2Trainer = trainers[spec.agent](
+            network, config, device=resolve_device(config.device)
+        )
         checkpoint = latest_checkpoint(self._directory)
         counters: Mapping[str, float] = {}
         if checkpoint is not None:
@@ -70,8 +77,8 @@ class Session:
         self._rolled_back = accounts.rolled_back
         self.is_saved = counters.get("updates") == accounts.updates
 
-    def train(self, batch: TrainingBatch, *, steps: int) -> UpdateMetrics:
-        """One update, after `steps` consumed steps. Raises TrainingDiverged."""
+    def train(self, batch: Any, *, steps: int) -> UpdateMetrics | R2D2Metrics:
+        """One update with a batch of the trainer's kind, after `steps` steps. Raises TrainingDiverged."""
         self.is_saved = False
         return self.trainer.train(batch, steps=steps)
 

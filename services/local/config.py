@@ -15,6 +15,7 @@ from services.actor.config import ActorConfig
 from services.inference.config import InferenceConfig
 from services.learner.config import LearnerConfig
 from services.local.reading import reading
+from services.replay.config import ReplayConfig
 from shared.config import Settings, load
 from shared.errors import RunError
 
@@ -22,14 +23,18 @@ CONFIG_FILE = "config.yaml"
 _OWN_OF_ONE_PROCESS = {"actor_id", "http_host", "http_port", "inference_url", "resume", "role", "run_dir"}
 
 
-class TrainConfig(LearnerConfig, InferenceConfig, ActorConfig):
+class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
     """Trains an agent on a Gymnasium environment with every service on this machine.
 
-    Starts NATS, inference, a learner and actors, restarts what dies, shows a live table, and ends by itself
-    at --total-steps or --max-seconds; Ctrl-C saves and exits. The run directory then holds the configuration,
-    checkpoints, TensorBoard logs and summary.json.
+    Starts NATS, inference, a learner, actors and, for --agent r2d2, replay; restarts what dies, shows a live
+    table, and ends by itself at --total-steps or --max-seconds; Ctrl-C saves and exits. The run directory
+    then holds the configuration, checkpoints, TensorBoard logs and summary.json.
+
+    Without a preset, Atari takes atari_vtrace; --agent r2d2 takes atari_r2d2_small, or cartpole_r2d2 for
+    anything else.
 
     Examples:  seedrl train CartPole-v1 --preset cartpole
+               seedrl train CartPole-v1 --agent r2d2
                seedrl train ALE/Pong-v5 --actors 1 --max-seconds 180
                seedrl train my_package:MyEnv-v0 --network my_package.nets:Net --total-steps 1000000
                seedrl train CartPole-v1 --run-dir runs/x --resume
@@ -40,7 +45,11 @@ class TrainConfig(LearnerConfig, InferenceConfig, ActorConfig):
     run_dir: Path | None = None
     """Directory of the run; default: a new one below runs/."""
     resume: bool = False
-    """Go on with the run in --run-dir: its configuration (options given here win), checkpoint and queue."""
+    """Go on with the run in --run-dir: its configuration (options given here win), checkpoint, queue and
+    replay."""
+    eval_episodes: int = Field(30, ge=0)
+    """Episodes played with the trained policy at the end of an R2D2 run, for eval_return in summary.json; 0:
+    none. (Those of training have actors that explore.)"""
     nats_url: str | None = None  # type: ignore[assignment]
     """URL of a NATS server to use; default: an embedded one, reachable from this machine only."""
     port: int = Field(0, ge=0, le=65535)
@@ -64,12 +73,12 @@ class TrainConfig(LearnerConfig, InferenceConfig, ActorConfig):
 
     @classmethod
     def loaded(cls, arguments: Sequence[str], *, prog: str, known: Iterable[type[Settings]]) -> Self:
-        """As `load`; Atari without a preset gets `atari_vtrace`, a resumed run its own configuration."""
+        """As `load`; some runs have a preset when none is named, a resumed run its own configuration."""
         config = load(cls, arguments, prog=prog, known=known)
         if config.resume:
             return cls._resumed(config, arguments, prog=prog, known=known)
-        if config.preset is None and config.env.startswith("ALE/"):
-            return load(cls, arguments, prog=prog, known=known, preset_name="atari_vtrace")
+        if config.preset is None and (preset := _default_preset(config)) is not None:
+            return load(cls, arguments, prog=prog, known=known, preset_name=preset)
         return config
 
     @classmethod
@@ -110,6 +119,13 @@ def write_config(config: TrainConfig, path: Path) -> None:
         path.write_text(yaml.safe_dump(values, sort_keys=True))
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _default_preset(config: TrainConfig) -> str | None:
+    is_atari = config.env.startswith("ALE/")
+    if config.agent == "r2d2":
+        return "atari_r2d2_small" if is_atari else "cartpole_r2d2"
+    return "atari_vtrace" if is_atari else None
 
 
 def _new_run_dir(env: str) -> Path:

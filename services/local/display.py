@@ -48,10 +48,13 @@ def doing(service: str, status: Status) -> str:
         return f"{len(streams)} streams, {environments} environments, {speed:,.0f} steps/s{paused}"
     if service == "actor":  # as inference sees it
         return f"{status['groups']} groups, {status['environments']} environments, {status['steps']:,} steps"
+    if service == "replay":
+        return f"{status.get('items') or 0:,} sequences, {status.get('steps') or 0:,} steps inserted"
     if service == "learner":
+        figure = "entropy" if "entropy" in status else "td_error"
         return (
             f"{status.get('updates_per_second') or 0:,.1f} updates/s, "
-            f"loss {_number(status.get('loss'))}, entropy {_number(status.get('entropy'))}"
+            f"loss {_number(status.get('loss'))}, {figure} {_number(status.get(figure))}"
         )
     return ""
 

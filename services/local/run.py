@@ -26,6 +26,7 @@ class LocalRun:
         self.inference_url = joined(_reachable(config.host), self._port)
         self.services = {
             "inference": self._service("inference", self._inference_command),
+            **({"replay": self._service("replay", self._replay_command)} if config.agent == "r2d2" else {}),
             "learner": self._service("learner", self._learner_command),
             **{
                 f"actor-{i}": self._service(f"actor-{i}", self._actor_command(i))
@@ -57,12 +58,13 @@ class LocalRun:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _end(self) -> None:
-        """Actors first, then inference, then the learner, which saves."""
+        """Actors first, then inference, then the learner, which saves, and replay, which it saves with."""
         grace = self.config.grace_seconds + 1.0
         actors = [service for name, service in self.services.items() if name.startswith("actor")]
         await asyncio.gather(*(actor.end(grace_seconds=grace) for actor in actors))
-        for name in ("inference", "learner"):
-            await self.services[name].end(grace_seconds=grace)
+        for name in ("inference", "learner", "replay"):
+            if name in self.services:
+                await self.services[name].end(grace_seconds=grace)
 
     @property
     def connection(self) -> Connection:
@@ -98,6 +100,10 @@ class LocalRun:
     def _inference_command(self) -> list[str]:
         where = ["--host", self.config.host, "--port", str(self._port)]
         return seedrl("inference", *self._common(), *where, "--nats-url", self.nats.nats_url)
+
+    def _replay_command(self) -> list[str]:
+        directory = ["--run-dir", str(self.config.directory)]
+        return seedrl("replay", *self._common(), *directory, "--nats-url", self.nats.nats_url)
 
     def _learner_command(self) -> list[str]:
         directory = self.config.directory

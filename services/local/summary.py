@@ -7,7 +7,8 @@ from typing import Any
 
 import orjson
 
-from services.learner.accounts import load_accounts, summary
+from services.learner.accounts import Accounts, load_accounts, summary
+from services.learner.replay_counts import ReplayCounts
 from services.local.config import TrainConfig
 from services.local.reading import reading
 from shared.bus.connection import Bus
@@ -32,14 +33,22 @@ async def untrained_queue(bus: Bus, run_dir: Path) -> QueueState:
 
 
 def write_summary(
-    config: TrainConfig, *, queue: QueueState | None, discarded_steps: int, exit_reason: str
+    config: TrainConfig,
+    *,
+    queue: QueueState | None,
+    discarded_steps: int,
+    exit_reason: str,
+    replay: ReplayCounts | None = None,
 ) -> dict[str, Any]:
     """Writes summary.json and returns its content.
 
     queue: None when NATS did not say; what was published and is queued is then null. The seconds are those
     of training, which the accounts count over all parts of a run; discarded_steps must be of all, too.
+    replay: what an R2D2 run's replay said last; `trained` chunks are then those that it inserted.
     """
     accounts = load_accounts(config.directory)
+    if replay is not None:
+        accounts.mirror(replay)
     known = summary(accounts, queue or QueueState(0, 0))
     if queue is None:
         known["chunks"] |= {"published": None, "queued": None}
@@ -50,12 +59,29 @@ def write_summary(
         "steps_per_second": round(accounts.steps / accounts.seconds, 1) if accounts.seconds else 0.0,
         "discarded_steps": discarded_steps,
         "exit_reason": exit_reason,
+        **(_of_r2d2(accounts, replay) if config.agent == "r2d2" else {}),
     }
+    save_summary(config, content)
+    return content
+
+
+def save_summary(config: TrainConfig, content: dict[str, Any]) -> None:
+    """Writes summary.json whole."""
     path = config.directory / SUMMARY_FILE
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     os.replace(temporary, path)
-    return content
+
+
+def _of_r2d2(accounts: Accounts, replay: ReplayCounts | None) -> dict[str, Any]:
+    """`eval_return` is known after the run's end."""
+    inserted = replay.inserted_items if replay is not None else 0
+    return {
+        "sequences": accounts.sequences,
+        "samples_per_insert": accounts.sequences / inserted if inserted else None,
+        "eval_return": None,
+        "eval_episodes": 0,
+    }
 
 
 def discarded_before(config: TrainConfig) -> int:

@@ -64,6 +64,8 @@ class ChunkRows:
         self._rows: list[bytes] = []  # by slot; b"" where free
         self._uses: list[int] = []  # by slot: items, and 1 for the tail of a run
         self._free: list[int] = []
+        self._serials: list[int] = []  # by slot: how many rows were stored before it, ever
+        self._stored = 0  # rows, ever
         self._streams: dict[str, _Stream] = {}  # the one silent longest first
         self.bytes = 0
 
@@ -169,11 +171,14 @@ class ChunkRows:
         self.bytes += len(data)
         if self._free:
             slot = self._free.pop()
-            self._rows[slot], self._uses[slot] = data, 1
-            return slot
-        self._rows.append(data)
-        self._uses.append(1)
-        return len(self._rows) - 1
+            self._rows[slot], self._uses[slot], self._serials[slot] = data, 1, self._stored
+        else:
+            slot = len(self._rows)
+            self._rows.append(data)
+            self._uses.append(1)
+            self._serials.append(self._stored)
+        self._stored += 1
+        return slot
 
     def state(self) -> TableState:
         """The rows and runs as they are now; costs a copy of the indexes, none of the bytes."""
@@ -192,6 +197,8 @@ class ChunkRows:
             ),
             "tail_td_errors": np.array([kept.td_errors for _, kept in tail], np.float32).reshape(shape),
             "tail_valid": np.array([kept.valid for _, kept in tail], np.bool_).reshape(shape),
+            "row_serials": np.array(self._serials, np.int64),
+            "rows_stored": np.array([self._stored], np.int64),
         }
         return TableState(arrays=arrays, streams=list(self._streams), rows=self._rows.copy())
 
@@ -210,6 +217,10 @@ class ChunkRows:
         tail = state.array("tail", (None, 3), "i")
         td_errors = state.array("tail_td_errors", (len(tail), self._steps), "f")
         valid = state.array("tail_valid", (len(tail), self._steps), "b")
+        serials = state.array("row_serials", (len(state.rows),), "i")
+        (stored,) = state.array("rows_stored", (1,), "i").tolist()
+        if serials.size and (serials.min() < 0 or serials.max() >= stored):
+            raise ValueError("the state's rows have serials that were not given")
         slots = np.concatenate([np.asarray(used, np.int64).ravel(), tail[:, 2]])
         if slots.size and (slots.min() < 0 or slots.max() >= len(state.rows)):
             raise ValueError("the state's items name rows that it does not hold")
@@ -221,6 +232,7 @@ class ChunkRows:
                 raise ValueError("the state's runs name streams that it does not hold")
         self._uses = uses.tolist()
         self._rows = [row if count else b"" for row, count in zip(state.rows, self._uses, strict=True)]
+        self._serials, self._stored = serials.tolist(), stored
         self._free = [slot for slot, count in enumerate(self._uses) if not count]
         self.bytes = sum(map(len, self._rows))
         restored = [_Run(int(start)) for start in runs[:, 2]]

@@ -157,14 +157,15 @@ async def serve_replay(
     on_sample: OnSample,
     on_priorities: OnPriorities,
     on_snapshot: OnSnapshot,
-    on_refusal: OnRefusal = lambda words: None,
+    on_refusal: OnRefusal,
 ) -> AsyncIterator[None]:
     """Answers ReplayClients while the block runs, also after NATS was away.
 
     `on_sample` may wait as long as it must; it is cancelled when who asked went away, or asked again. What
     the other two return is told to who asked (JSON); they are not cancelled before the block ends. Of what
     they raise, ConnectionFailed makes the client try again, any other SeedrlError refuses the request, and
-    everything else ends the block. `on_refusal` hears in words of each request refused. More than 256 requests at once are told to come again.
+    everything else ends the block. `on_refusal` hears in words of each request
+    refused. More than 256 requests at once are told to come again.
     """
     async with beside(_Server(bus, on_sample, on_priorities, on_snapshot, on_refusal).run()):
         yield

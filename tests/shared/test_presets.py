@@ -16,7 +16,8 @@ def written(path: Path, text: str) -> str:
 
 
 def test_every_preset_that_comes_with_the_project_is_there() -> None:
-    assert {"cartpole", "atari_vtrace", "atari_vtrace_deep", "atari_vtrace_short"} <= set(preset_names())
+    names = {"cartpole", "atari_vtrace", "atari_vtrace_deep", "atari_vtrace_short"}
+    assert names | {"cartpole_r2d2", "atari_r2d2", "atari_r2d2_small"} <= set(preset_names())
     assert all(preset_path(name).is_file() for name in preset_names())
 
 

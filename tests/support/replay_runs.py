@@ -18,7 +18,7 @@ from shared.bus.control import collect_statuses
 from shared.bus.key_values import create_spec
 from shared.bus.streams import ensure_run
 from shared.bus.work_queue import ensure_queue, publish_chunk, queue_state
-from shared.errors import QueueFull
+from shared.errors import ConnectionFailed, QueueFull
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from shared.types import Chunk, ChunkHeader
 from shared.wire.chunks import encode_chunk
@@ -126,13 +126,13 @@ class Queue:
         return Queue(bus)
 
     async def publish(self, data: bytes) -> None:
-        """Publishes, waiting while the queue is full."""
+        """Publishes, waiting while the queue is full or NATS away."""
         message_id = secrets.token_hex(8)
         while True:
             try:
                 await publish_chunk(self.bus, data, message_id)
                 return
-            except QueueFull:
+            except (ConnectionFailed, QueueFull):
                 await asyncio.sleep(0.002)
 
     async def fed(self, count: int, *, rows: int = 2) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import orjson
 import pytest
 
 from services.learner.accounts import (
@@ -14,6 +15,7 @@ from services.learner.accounts import (
     summary,
     write_accounts,
 )
+from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import Outcome
 from shared.errors import RunError
 
@@ -237,3 +239,32 @@ def _fresh(tmp_path: Path, name: str) -> Path:
     directory = tmp_path / name
     directory.mkdir()
     return directory
+
+
+# R2D2
+
+
+def test_the_lags_of_sequences_are_kept_to_two_digits() -> None:
+    accounts = Accounts()
+    accounts.count_sequences([0, 99, 100, 1234, 98765])
+    assert dict(accounts.lags) == {0: 1, 99: 1, 100: 1, 1200: 1, 99000: 1}
+    assert accounts.sequences == 5
+    assert Accounts.from_json(accounts.to_json()).sequences == 5
+
+
+def test_steps_never_run_backwards_when_replay_lost_some() -> None:
+    accounts = Accounts()
+    counts = ReplayCounts(steps=100, inserted=10, refused={}, redelivered=0, items=5, inserted_items=5)
+    accounts.mirror(counts)
+    accounts.mirror(counts._replace(steps=60, inserted=6))
+    assert (accounts.steps, accounts.trained) == (100, 6)
+    restored = Accounts.from_json(accounts.to_json())
+    restored.mirror(counts._replace(steps=0, inserted=0))  # about to restore its snapshot
+    restored.mirror(counts._replace(steps=75, inserted=8))
+    assert (restored.steps, restored.trained) == (115, 8)
+
+
+def test_a_journal_from_before_there_were_sequences_is_read() -> None:
+    raw = orjson.loads(Accounts(updates=3).to_json())
+    del raw["sequences"], raw["replay_steps"]
+    assert Accounts.from_json(orjson.dumps(raw)).updates == 3

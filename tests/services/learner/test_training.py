@@ -11,8 +11,9 @@ import torch
 
 from services.learner.batches import TrainingBatch, staged
 from services.learner.config import LearnerConfig
+from services.learner.optimizing import learning_rate
 from services.learner.rows import Slice
-from services.learner.training import UpdateMetrics, VTraceTrainer, learning_rate
+from services.learner.training import UpdateMetrics, VTraceTrainer
 from shared.errors import RunError, TrainingDiverged
 from shared.networks.build import build_network
 from shared.specs import RunSpec

@@ -87,3 +87,42 @@ def test_atari_has_a_preset_unless_one_is_given(tmp_path: Path) -> None:
     assert loaded("ALE/Pong-v5").network == "impala_shallow"
     Path("mine.yaml").write_text(yaml.safe_dump({"network": "nature"}))
     assert loaded("ALE/Pong-v5", "--preset", "mine.yaml").network == "nature"
+
+
+def test_r2d2_has_a_preset_unless_one_is_given(tmp_path: Path) -> None:
+    cartpole = loaded("CartPole-v1", "--agent", "r2d2")
+    assert (cartpole.agent, cartpole.network, cartpole.optimizer) == ("r2d2", "mlp", "adam")
+    pong = loaded("ALE/Pong-v5", "--agent", "r2d2")
+    assert (pong.agent, pong.network, pong.lstm_size) == ("r2d2", "impala_shallow", 256)
+    Path("mine.yaml").write_text(yaml.safe_dump({"agent": "r2d2", "network": "nature"}))
+    assert loaded("ALE/Pong-v5", "--preset", "mine.yaml").lstm_size == 0
+
+
+def test_the_atari_preset_of_r2d2_has_the_values_of_the_paper() -> None:
+    config = loaded("ALE/Pong-v5", "--preset", "atari_r2d2")
+    assert (config.batch_size, config.sequence_length, config.burn_in, config.n_steps) == (64, 80, 40, 5)
+    assert (config.discount, config.optimizer, config.learning_rate) == (0.997, "adam", 1e-4)
+    assert (config.adam_epsilon, config.max_gradient_norm) == (1e-3, 80.0)
+    assert (config.replay_capacity, config.min_replay_size, config.replay_ratio) == (100_000, 5000, 0.75)
+    assert (config.priority_exponent, config.importance_exponent, config.priority_eta) == (0.9, 0.6, 0.9)
+    assert (config.target_update_period, config.frame_stack, config.reward_clip) == (2500, 4, 0.0)
+    assert config.actors * config.groups * config.group_size == 610
+    assert (config.network, config.lstm_size, config.dueling_size) == ("nature", 512, 512)
+    assert (config.env_kwargs, config.life_loss) == ({"full_action_space": True}, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--sequence-length", "30"), r"sequence_length \(30\) must be a multiple of unroll \(20\)"),
+        (("--reward-scale", "0.1"), r"reward_scale is for V-trace: with agent r2d2 it must be 1, not 0.1"),
+        (("--minibatches", "2"), r"minibatches is for V-trace"),
+        (("--burn-in=-1",), r"--burn-in: "),
+        (("--replay-ratio", "0"), r"--replay-ratio: "),
+        (("--importance-exponent", "2"), r"--importance-exponent: "),
+    ],
+)
+def test_settings_that_do_not_fit_r2d2_are_refused_in_one_line(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        loaded("CartPole-v1", "--agent", "r2d2", *words)
+    assert "\n" not in str(caught.value)

@@ -27,6 +27,29 @@ def test_there_are_inference_a_learner_and_as_many_actors_as_wanted(tmp_path: Pa
     assert list(local_run(tmp_path, actors=2).services) == ["inference", "learner", "actor-0", "actor-1"]
 
 
+def test_an_r2d2_run_has_a_replay_in_the_same_directory_as_its_learner(tmp_path: Path) -> None:
+    run = local_run(tmp_path, agent="r2d2", optimizer="adam")
+    assert list(run.services) == ["inference", "replay", "learner", "actor-0"]
+    for service in ("replay", "learner"):
+        assert f"--run-dir {tmp_path}" in words(run, service)
+    assert "--nats-url nats://127.0.0.1:1" in words(run, "replay")
+
+
+async def test_services_end_in_the_order_in_which_they_need_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = local_run(tmp_path, agent="r2d2", optimizer="adam")
+    ended = []
+    for name, service in run.services.items():
+
+        async def end(*, grace_seconds: float, name: str = name) -> None:
+            ended.append(name)
+
+        monkeypatch.setattr(service, "end", end)
+    await run._end()
+    assert ended == ["actor-0", "inference", "learner", "replay"]
+
+
 def test_services_meet_at_one_address_and_no_command_line_shows_the_token(tmp_path: Path) -> None:
     run = local_run(tmp_path)
     host, _, port = run.inference_url.rpartition(":")

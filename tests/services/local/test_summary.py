@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from services.learner.accounts import Accounts, write_accounts
+from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import Outcome
 from services.local.config import TrainConfig
 from services.local.summary import discarded_before, frame_skip, untrained_queue, write_summary
@@ -30,6 +31,26 @@ def test_speed_is_that_of_training_and_not_of_starting_and_ending(tmp_path: Path
     assert written["exit_reason"] == "interrupted"
     chunks = written["chunks"]
     assert (chunks["published"], chunks["trained"], chunks["queued"]) == (43, 40, 3)
+
+
+def test_the_chunks_of_an_r2d2_run_are_those_that_replay_inserted(tmp_path: Path) -> None:
+    write_accounts(
+        tmp_path, Accounts(steps=500, replay_steps=500, seconds=2.0, trained=3, sequences=90).to_json()
+    )
+    replay = ReplayCounts(
+        steps=600, inserted=40, refused={"spec": 2}, redelivered=1, items=20, inserted_items=30
+    )
+    written = write_summary(
+        config(tmp_path, agent="r2d2"),
+        queue=QueueState(43, 1),
+        replay=replay,
+        discarded_steps=0,
+        exit_reason="total steps reached",
+    )
+    chunks = written["chunks"]
+    assert (chunks["published"], chunks["trained"], chunks["refused"], chunks["queued"]) == (43, 40, 2, 1)
+    assert (written["steps"], written["sequences"], written["samples_per_insert"]) == (600, 90, 3.0)
+    assert written["eval_return"] is None
 
 
 async def test_what_was_trained_but_not_acknowledged_is_not_queued(tmp_path: Path, nats: NatsRun) -> None:

@@ -149,7 +149,7 @@ async def test_new_priorities_decide_what_is_sampled_and_bad_ones_change_nothing
             sample = await client.sample(20)
             assert set(sample.keys.tolist()) == {keys[5]}
             assert sample.probabilities.tolist() == [1.0] * 20
-            with pytest.raises(Refused, match="2 priorities|priorities of"):
+            with pytest.raises(Refused, match=r"2 priorities|priorities of"):
                 await client.update_priorities(keys[:3], np.ones(2))
             metrics = await _metrics(config.http_port)
         refused = {
@@ -209,7 +209,7 @@ async def test_an_error_buffer_too_small_for_a_message_ends_replay_in_words(
         config = replay_config(nats, tmp_path, rate_limiter_error_buffer=5)
         async with replaying(config, fails=True) as replay:
             await queue.fed(1, rows=4)
-            with pytest.raises(BaseException) as caught:
+            with pytest.raises(ExceptionGroup) as caught:
                 await replay.ended()
         assert caught.group_contains(ConfigurationError, match="5 is too small for messages of 4 rows")
 
@@ -221,7 +221,7 @@ async def test_a_second_replay_of_a_run_is_refused_and_named(nats: NatsRun, tmp_
             await queue.fed(3)
             await queue.emptied()
             async with replaying(replay_config(nats, tmp_path / "second", **FREE), fails=True) as second:
-                with pytest.raises(Refused, match="the lease 'replay' .* is held by"):
+                with pytest.raises(Refused, match=r"the lease 'replay' .* is held by"):
                     await second.ended()
 
 
@@ -293,9 +293,9 @@ async def _says(queue: Queue, words: str) -> bool:
 
 
 async def _exposition(port: int) -> str:
-    async with aiohttp.ClientSession() as session:
-        async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
-            return await response.text()
+    url = f"http://127.0.0.1:{port}/metrics"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return await response.text()
 
 
 async def _metrics(port: int) -> dict[str, float]:

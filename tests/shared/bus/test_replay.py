@@ -39,6 +39,7 @@ class Table:
         self.damaged = False
         self.updates: list[tuple[Array, Array]] = []
         self.snapshots: list[str] = []
+        self.refusals: list[str] = []
         self.failure: Exception | None = None
 
     async def sample(self, count: int) -> SampleAnswer:
@@ -88,7 +89,11 @@ class Table:
 @asynccontextmanager
 async def serving(bus: Bus, table: Table) -> AsyncIterator[None]:
     async with serve_replay(
-        bus, on_sample=table.sample, on_priorities=table.update, on_snapshot=table.snapshot
+        bus,
+        on_sample=table.sample,
+        on_priorities=table.update,
+        on_snapshot=table.snapshot,
+        on_refusal=table.refusals.append,
     ):
         yield
 

@@ -1,7 +1,7 @@
 """The newest status of every service, from real messages."""
 
-from services.local.statuses import StatusBoard, watched_statuses
 from shared.bus.control import publish_status
+from shared.bus.statuses import StatusBoard, watched_statuses
 from tests.support.nats import NatsRun
 from tests.support.waiting import eventually
 
