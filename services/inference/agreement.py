@@ -118,7 +118,7 @@ class Agreement:
 
     def _queue_size(self, rows: int) -> int:
         """Messages that hold `max_queued_batches` batches when a message has `rows` rows."""
-        return self._config.max_queued_batches * math.ceil(self._config.batch_size / rows) + 1
+        return math.ceil(self._config.max_queued_batches * self._config.batch_size / rows) + 1
 
     async def _in_time(self, awaitable: Awaitable[T]) -> T:
         try:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,7 @@ from services.inference.metrics import InferenceMetrics
 from services.inference.td_errors import completed
 from shared.bus.connection import Bus
 from shared.bus.key_values import LEARNER_LEASE, lease_owner
-from shared.bus.work_queue import publish_chunk
+from shared.bus.work_queue import has_room, publish_chunk
 from shared.errors import ConnectionFailed, QueueFull
 from shared.runtime import in_thread
 from shared.specs import RunSpec
@@ -22,6 +23,7 @@ from shared.wire.chunks import encode_chunk, slice_rows
 
 _FIRST_BACKOFF_SECONDS = 0.005
 _LONGEST_BACKOFF_SECONDS = 0.05
+_LOOK_SECONDS = 0.05  # between two looks at a full queue, which the server answers at some cost
 _ENCODERS = 2
 _HOPELESS_SECONDS = 2.0  # without progress, while the run has a learner
 _UNREAD_SECONDS = 0.2  # while it has none
@@ -45,6 +47,7 @@ class ChunkPublisher:
         self._turn = asyncio.Lock()
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
         self._running: set[asyncio.Task[None]] = set()
+        self.is_full = False  # the queue was, when the newest message first came to it
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
@@ -124,19 +127,31 @@ class ChunkPublisher:
     async def _persist(self, message: bytes, message_id: str) -> None:
         async with self._turn:
             backoff = _FIRST_BACKOFF_SECONDS
+            was_full = False
             while True:
                 try:
                     await publish_chunk(self._bus, message, message_id)
                 except QueueFull:
+                    self.is_full = was_full = True
                     self._metrics.publish_retries.labels("full").inc()
+                    await self._room()
                 except ConnectionFailed:
                     self._metrics.publish_retries.labels("connection").inc()
                     await self._ensure_queue()  # once there is a connection; the server may have lost it
                 else:
                     self._metrics.chunks_published.add(1)
+                    self.is_full = was_full
                     return
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+
+    async def _room(self) -> None:
+        """Waits until the queue has room, or cannot be asked."""
+        with suppress(ConnectionFailed):
+            while True:
+                await asyncio.sleep(_LOOK_SECONDS)
+                if await has_room(self._bus):
+                    return
 
 
 class _Job:

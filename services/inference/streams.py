@@ -53,7 +53,8 @@ class Stream:
     async def answer(self, data: bytes) -> bytes:
         """The Actions to a Step, both as bytes. Raises Refusal.
 
-        They are withheld while the chunk before the one that just ended is not acknowledged.
+        They are withheld while the chunk before the one that just ended is not acknowledged; when the queue
+        is full, until that one is, so that nothing is stepped that has to grow old before it is trained.
         """
         group, role = self.group, self.group.introduction.role
         sequence, steps = group.sequence, group.steps
@@ -81,11 +82,12 @@ class Stream:
         self._publishing = self._publisher.submit(
             cut, self._spec, rows_per_message=self._rows_per_message, after=before
         )
-        if before is None or before.done():
+        awaited = self._publishing if self._publisher.is_full else before
+        if awaited is None or awaited.done():
             return
         started = self.withheld_since = monotonic()
         try:
-            await asyncio.wait([before])
+            await asyncio.wait([awaited])
         finally:
             self.withheld_since = None
             self._metrics.withheld.inc(monotonic() - started)

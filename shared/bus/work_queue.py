@@ -6,6 +6,7 @@ server acknowledges messages that it did not keep (nats-server issue 4771).
 """
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -91,6 +92,14 @@ async def queue_state(bus: Bus) -> QueueState:
     if info is None:
         return QueueState(0, 0)
     return QueueState(last_sequence=info.state.last_seq, messages=info.state.messages)
+
+
+async def has_room(bus: Bus) -> bool:
+    """Whether the queue would take a message now; it costs less than to send one. Raises
+    ConnectionFailed.
+    """
+    info = await stream_info(bus, bus.subjects.trajectories_stream)
+    return info is None or info.state.messages < (info.config.max_msgs or math.inf)
 
 
 async def is_queued(bus: Bus, sequence: int) -> bool:

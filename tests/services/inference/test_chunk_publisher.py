@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 UNROLL = 4
 SPEC = counting_spec(unroll=UNROLL)
-THREE_MESSAGES = {"batch_size": 1, "max_queued_batches": 2}
+THREE_MESSAGES = {"batch_size": 2, "max_queued_batches": 2}
 
 
 async def withheld(service: InferenceRun, actor: ActorStream) -> "asyncio.Task[None]":
@@ -53,7 +53,14 @@ async def test_a_full_queue_holds_actions_back_and_loses_nothing(nats: NatsRun) 
         await asyncio.wait([heard], timeout=2.3)
         assert not heard.done(), "waiting for room is not the actor's delay"
         assert (await service.status())["waiting"] == ["room in the work queue"]
-        chunks = await learner.check_chunks(5, actor.group)
+        chunks = await learner.check_chunks(1, actor.group)
+
+        async def fourth_is_kept() -> bool:
+            return (await queue_state(learner.bus)).last_sequence == 4
+
+        await eventually(fourth_is_kept)
+        assert not heard.done(), "the fourth is kept now, but what is stepped on would wait behind the fifth"
+        chunks += await learner.check_chunks(4, actor.group)
         await asyncio.wait_for(heard, 5)
         assert [chunk.header.number for chunk in chunks] == [0, 1, 2, 3, 4]
         await actor.play(UNROLL)
