@@ -28,6 +28,30 @@ def test_only_a_recurrent_policy_remembers_the_cue(
 
 
 @pytest.mark.slow
+def test_a_recurrent_q_network_remembers_the_cue(tmp_path: Path) -> None:
+    """The state it was stored with, and what replay does to it on the way, must be right for that."""
+    words = (CORRIDOR[0], "--agent", "r2d2", "--seed", "1", "--total-steps", "160000")
+    with training(*words, directory=tmp_path / "run", cwd=ROOT) as run:
+        run.finish(seconds=600)
+    summary = run.summary()
+    assert_exact(summary)
+    assert summary["eval_return"] >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_r2d2_solves_cartpole_within_half_a_million_steps(seed: int, tmp_path: Path) -> None:
+    words = ("CartPole-v1", "--agent", "r2d2", "--seed", str(seed))
+    with training(*words, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.finish(seconds=900)
+    summary = run.summary()
+    assert_exact(summary)
+    assert summary["steps"] < 501_000
+    assert summary["eval_episodes"] == 30
+    assert summary["eval_return"] >= 475
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_cartpole_is_solved_within_half_a_million_steps(seed: int, tmp_path: Path) -> None:
     words = ("CartPole-v1", "--preset", "cartpole", "--seed", str(seed))
