@@ -49,7 +49,10 @@ def doing(service: str, status: Status) -> str:
     if service == "actor":  # as inference sees it
         return f"{status['groups']} groups, {status['environments']} environments, {status['steps']:,} steps"
     if service == "replay":
-        return f"{status.get('items') or 0:,} sequences, {status.get('steps') or 0:,} steps inserted"
+        limiter = status.get("limiter")
+        held_back = f"; {limiter}" if limiter not in (None, "free") else ""
+        items, steps = status.get("items") or 0, status.get("steps") or 0
+        return f"{items:,} sequences, {steps:,} steps inserted{held_back}"
     if service == "learner":
         figure = "entropy" if "entropy" in status else "td_error"
         return (

@@ -55,10 +55,9 @@ class Report:
         }
 
     def status(self) -> dict[str, Any]:
-        """Replay's /status. `waiting` says which side waits, too."""
-        limiter = self.table_status()["limiter"]
+        """Replay's /status. `limiter` says in words which side waits, and for what; else "free"."""
         return {
-            "waiting": self.waiting() + ([limiter] if limiter not in (None, "free") else []),
+            "waiting": self.waiting(),
             **self.table_status(),
             "steps": self.accounts.steps,
             "inserted_items": self.accounts.inserted_items,

@@ -289,7 +289,7 @@ def _probabilities(sample: object) -> list[tuple[int, float]]:
 
 
 async def _says(queue: Queue, words: str) -> bool:
-    return any(words in line for line in (await status_of(queue.bus))["waiting"])
+    return words in ((await status_of(queue.bus))["limiter"] or "")
 
 
 async def _exposition(port: int) -> str:
