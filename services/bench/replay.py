@@ -1,0 +1,26 @@
+"""`seedrl bench replay`: inserts, samples and updates per second through a real replay service."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+
+from services.bench.figures import figures_table
+from services.bench.interruption import uninterrupted
+from services.bench.replay_config import ReplayBenchConfig
+from services.bench.replay_measuring import measured
+from shared.telemetry import configure_logging
+
+
+def replay(config: ReplayBenchConfig) -> int:
+    """Measures and prints; returns the exit status."""
+    configure_logging("warning", "auto", "bench")
+    with tempfile.TemporaryDirectory(prefix="seedrl-bench-", ignore_cleanup_errors=True) as directory:
+        figures = asdict(uninterrupted(measured(config, Path(directory))))
+    if config.as_json:
+        print(orjson.dumps(figures).decode())
+    else:
+        Console().print(figures_table("replay", figures))
+    return 0
