@@ -2,8 +2,8 @@
 
 python benchmarks/replay_memory.py --env ALE/Pong-v5 --sequences 100000 --distinct 2000
 
-Sequences of 80 steps after a burn-in of 40, from chunks of 40 steps with recurrent states of LSTM 512, recorded
-at random play; each is stored as a copy of its own. Prints one line of JSON.
+Sequences of 80 steps after a burn-in of 40, from chunks of 40 steps with recurrent states of LSTM 512,
+recorded at random play; each is stored as a copy of its own. Prints one line of JSON.
 """
 
 import argparse
@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=100_000)
     parser.add_argument("--distinct", type=int, default=2000)
     words = parser.parse_args()
-    config = ReplayBenchConfig(env=words.env, burn_in=40, sequence_length=80, replay_capacity=words.sequences)
+    sizes = {"burn_in": 40, "sequence_length": 80, "replay_capacity": words.sequences}
+    config = ReplayBenchConfig.model_validate({"env": words.env, **sizes})
     settings = ReplayConfig.model_validate({"run_id": RUN_ID, **replay_settings(config)})
     recorded = _recorded(config, settings, words.distinct)
     shelf, before = Shelf(settings, seed=0), _resident_bytes()
@@ -100,7 +101,7 @@ def _sample_seconds(shelf: Shelf) -> float:
 
 
 def _during_a_snapshot(shelf: Shelf) -> dict[str, float]:
-    """The longest sample while all is written; the state is copied before, as in the service, by this thread."""
+    """The longest sample while all is written; as in the service, this thread copies the indexes first."""
     with tempfile.TemporaryDirectory(prefix="seedrl-bench-") as directory:
         began = time.perf_counter()
         snapshot = Snapshot(shelf.state(), {})

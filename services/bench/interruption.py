@@ -16,10 +16,14 @@ def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     The signals are the event loop's: as an exception out of nowhere, one that comes while a process is being
     started would be swallowed.
     """
+    running = _cancelled_by_signals(work)
     try:
-        return uvloop.run(_cancelled_by_signals(work))
+        return uvloop.run(running)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+    finally:  # where Ctrl-C came before the loop began, they never will
+        running.close()
+        work.close()
 
 
 async def _cancelled_by_signals(work: Coroutine[Any, Any, T]) -> T:

@@ -25,8 +25,8 @@ def test_figures_of_the_service_and_of_the_table_alone_are_told(tmp_path: Path) 
     figures = orjson.loads(said.stdout)
     assert (figures["env"], figures["batch_size"], figures["windows"]) == ("ALE/Pong-v5", 8, 2)
     for what in ("inserts", "samples", "updates"):
-        assert 0 < figures[f"{what}_per_second"]
-        assert 0 < figures[f"core_{what}_per_second"]
+        assert figures[f"{what}_per_second"] > 0
+        assert figures[f"core_{what}_per_second"] > 0
     assert 20 < figures["bytes_per_step"] < 7056, "frames are compressed"
     assert 100 <= figures["sequences"] <= 200
     assert not list(tmp_path.glob("seedrl-bench-*"))
