@@ -77,6 +77,11 @@ COMMANDS = {
         "services.bench.transport_config:TransportConfig",
         "services.bench.transport:transport",
     ),
+    "bench replay": Command(
+        "sequences per second into and out of a replay service",
+        "services.bench.replay_config:ReplayBenchConfig",
+        "services.bench.replay:replay",
+    ),
     **SERVICES,
 }
 _INTERRUPTED = 130  # as a shell says it of SIGINT
