@@ -78,7 +78,7 @@ COMMANDS = {
         "services.bench.transport:transport",
     ),
     "bench replay": Command(
-        "sequences per second into replay and out of it",
+        "sequences per second into and out of a replay service",
         "services.bench.replay_config:ReplayBenchConfig",
         "services.bench.replay:replay",
     ),

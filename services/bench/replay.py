@@ -1,4 +1,4 @@
-"""`seedrl bench replay`: inserts, samples and updates per second through a real replay service."""
+"""`seedrl bench replay`: sequences and priorities per second through a real replay service and work queue."""
 
 import tempfile
 from dataclasses import asdict
@@ -18,9 +18,9 @@ def replay(config: ReplayBenchConfig) -> int:
     """Measures and prints; returns the exit status."""
     configure_logging("warning", "auto", "bench")
     with tempfile.TemporaryDirectory(prefix="seedrl-bench-", ignore_cleanup_errors=True) as directory:
-        figures = asdict(uninterrupted(measured(config, Path(directory))))
+        figures = uninterrupted(measured(config, Path(directory)))
     if config.as_json:
-        print(orjson.dumps(figures).decode())
+        print(orjson.dumps(asdict(figures)).decode())
     else:
-        Console().print(figures_table("replay", figures))
+        Console().print(figures_table("replay", asdict(figures)))
     return 0

@@ -1,96 +1,137 @@
-"""Real chunks of an environment played at random, as inference would cut them; knows no service."""
+"""Chunks of an environment that is played at random, as inference cuts and encodes them; knows no stream."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.actor.environments import GroupMaker
 from services.actor.stepping import SteppedGroup, Transition
-from shared.networks.build import build_network
+from services.inference.assembler import Assembler, ChunkStart, Origin, StepArrays
+from services.nats_server import MAX_PAYLOAD_BYTES
+from shared.config import AgentSettings
 from shared.run_spec import own_spec
 from shared.specs import RunSpec
-from shared.types import Array, Chunk, ChunkHeader
-
-RUN_ID = "bench"
-STREAM_ID = "stream-0000000000"
+from shared.types import Array, Chunk, Leaves
+from shared.wire.chunks import decode_chunk, encode_chunk, rows_per_message, slice_rows
 
 
-class Recorder:
-    """One group of environments, and the chunks that its random play makes: those of one stream."""
+@dataclass(frozen=True)
+class Recording:
+    """Encoded messages of one group, in their order."""
 
-    def __init__(self, env: str, group_size: int, settings: Any, *, seed: int = 0) -> None:
-        """Makes the environments. `settings` are those of an R2D2 agent. Raises UnsupportedEnvironment."""
-        self._random = np.random.default_rng(seed)
-        self._group = SteppedGroup(
-            GroupMaker(env=env, group_size=group_size), seeds=np.random.SeedSequence(seed)
-        )
-        self.spec: RunSpec = own_spec(settings, self._group.spec)
-        leaves = build_network(self.spec).initial_state(1)
-        self.state_shapes = [(tuple(leaf.shape[1:]), "float32") for leaf in leaves]
-        self._task = env
+    spec: RunSpec
+    messages: list[bytes]
 
-    def close(self) -> None:
-        """Ends the environments."""
-        self._group.close()
 
-    def chunks(self) -> Iterator[Chunk]:
-        """The next chunk, for ever; frames of an earlier episode are not blanked in its history."""
-        spec, rows, steps = self.spec, self._group.size, self.spec.unroll
-        last = self._group.reset()
-        before = {
-            leaf.name: np.zeros((rows, spec.network.frame_stack - 1, *leaf.shape), leaf.dtype)
-            for leaf in spec.environment.observation
-        }
-        number = 0
-        while True:
-            action = self._random.integers(spec.environment.num_actions, size=(steps, rows))
-            seen = [last, *(self._group.step(each) for each in action)]
-            chunk = self._chunk(number, seen, np.ascontiguousarray(action.T), before)
-            yield chunk
-            before = {
-                name: np.concatenate([before[name], frames[:, :steps]], axis=1)[:, steps:].copy()
-                for name, frames in chunk.observation.items()
-            }
-            last, number = seen[-1], number + 1
+def recorded(maker: GroupMaker, settings: AgentSettings, *, run_id: str, chunks: int, seed: int) -> Recording:
+    """Plays a group until it has filled `chunks` chunks.
 
-    def _chunk(
-        self, number: int, seen: list[Transition], action: NDArray[np.int64], history: dict[str, Array]
-    ) -> Chunk:
-        rows, steps = action.shape
+    Recurrent states of the core's size and TD errors are random, so they take the room that real ones do.
+    Raises UnsupportedEnvironment and ChunkError.
+    """
+    group = SteppedGroup(maker, seeds=np.random.SeedSequence(seed))
+    try:
+        spec = own_spec(settings, group.spec)
+        random = np.random.default_rng(seed)
+        state = [((settings.lstm_size,), "float32")] * (2 if settings.lstm_size else 0)
+        rows = rows_per_message(spec, state, group.size, MAX_PAYLOAD_BYTES)
+        cuts = _played(group, spec, run_id, chunks, state_size=settings.lstm_size, random=random)
+        messages = [
+            encode_chunk(slice_rows(chunk, start, min(start + rows, chunk.rows)))
+            for chunk in cuts
+            for start in range(0, chunk.rows, rows)
+        ]
+    finally:
+        group.close()
+    return Recording(spec, messages)
 
-        def joined(values: list[bytes], dtype: Any, shape: tuple[int, ...] = ()) -> Array:
-            array: Array = np.frombuffer(b"".join(values), dtype).reshape(len(values), rows, *shape)
-            return np.ascontiguousarray(array.swapaxes(0, 1))
 
-        return Chunk(
-            header=ChunkHeader(
-                run_id=RUN_ID,
-                stream_id=STREAM_ID,
-                actor_id="bench",
-                task=self._task,
-                network_hash=self.spec.network_hash,
-                number=number,
-                group_size=rows,
-                first_row=0,
-            ),
-            observation={
-                leaf.name: joined([each.observation[i] for each in seen], leaf.dtype, leaf.shape)
-                for i, leaf in enumerate(self.spec.environment.observation)
-            },
-            history={name: each for name, each in history.items() if each.shape[1]},
-            is_first=joined([each.is_first for each in seen], bool),
+def renamed(message: bytes, stream_id: str) -> bytes:
+    """The same chunk of another stream."""
+    chunk = decode_chunk(message)
+    return encode_chunk(replace(chunk, header=replace(chunk.header, stream_id=stream_id)))
+
+
+def _played(
+    group: SteppedGroup,
+    spec: RunSpec,
+    run_id: str,
+    chunks: int,
+    *,
+    state_size: int,
+    random: np.random.Generator,
+) -> Iterator[Chunk]:
+    origin = Origin(run_id=run_id, stream_id="recorded", actor_id="bench", task="", group_size=group.size)
+    assembler, seen = Assembler(spec, origin), _Seen(spec, group.size)
+    step = _arrays(group.reset(), spec)
+    action = np.zeros(group.size, np.int64)
+    while True:
+        assembler.observe(step)
+        seen.before(step)
+        start = seen.start(step, action, state_size, random) if assembler.wants_start else None
+        action = random.integers(spec.environment.num_actions, size=group.size)
+        cut = assembler.act(
             action=action,
-            reward=joined([each.reward for each in seen[1:]], np.float32),
-            terminated=joined([each.terminated for each in seen[1:]], bool),
-            truncated=joined([each.truncated for each in seen[1:]], bool),
-            previous_action=np.zeros(rows, np.int64),
-            previous_reward=np.zeros(rows, np.float32),
-            td_errors=np.abs(self._random.standard_normal((rows, steps), np.float32)),
-            state=tuple(
-                self._random.standard_normal((rows, *shape), np.float32) for shape, _ in self.state_shapes
-            ),
-            weights_version=np.ones(steps, np.int64),
-            weights_update=np.ones(steps, np.int64),
+            logits=np.zeros((group.size, spec.environment.num_actions), np.float32),
+            weights_version=1,
+            weights_update=0,
+            start=start,
         )
+        if cut is not None:
+            errors = random.normal(size=cut.chunk.action.shape).astype(np.float32)
+            yield replace(cut.chunk, td_errors=np.where(cut.chunk.reset_steps, np.float32(0), errors))
+            if cut.chunk.header.number == chunks - 1:
+                return
+        seen.after(step)
+        step = _arrays(group.step(action), spec)
+
+
+class _Seen:
+    """The frames before the newest one, zeros where an episode began since."""
+
+    def __init__(self, spec: RunSpec, rows: int) -> None:
+        count = spec.network.frame_stack - 1
+        leaves = spec.environment.observation if count else ()
+        self._frames: Leaves = {
+            leaf.name: np.zeros((rows, count, *leaf.shape), leaf.dtype) for leaf in leaves
+        }
+
+    def before(self, step: StepArrays) -> None:
+        """Forgets what is of an earlier episode than `step`."""
+        for frames in self._frames.values():
+            frames[step.is_first] = 0
+
+    def after(self, step: StepArrays) -> None:
+        """Takes in the frames of `step`."""
+        for name, frames in self._frames.items():
+            frames[:, :-1] = frames[:, 1:].copy()
+            frames[:, -1] = step.observation[name]
+
+    def start(
+        self, step: StepArrays, action: Array, state_size: int, random: np.random.Generator
+    ) -> ChunkStart:
+        """What a policy saw beside `step`."""
+        rows = len(action)
+        leaves = 2 if state_size else 0
+        return ChunkStart(
+            state=tuple(random.normal(size=(rows, state_size)).astype(np.float32) for _ in range(leaves)),
+            history={name: frames.copy() for name, frames in self._frames.items()},
+            previous_action=np.where(step.is_first, 0, action),
+            previous_reward=step.reward,
+        )
+
+
+def _arrays(transition: Transition, spec: RunSpec) -> StepArrays:
+    rows = len(transition.is_first)
+    leaves = spec.environment.observation
+    return StepArrays(
+        observation={
+            leaf.name: np.frombuffer(data, leaf.dtype).reshape(rows, *leaf.shape)
+            for leaf, data in zip(leaves, transition.observation, strict=True)
+        },
+        reward=np.frombuffer(transition.reward, np.float32),
+        terminated=np.frombuffer(transition.terminated, np.bool_),
+        truncated=np.frombuffer(transition.truncated, np.bool_),
+        is_first=np.frombuffer(transition.is_first, np.bool_),
+    )

@@ -1,25 +1,27 @@
-"""The measurements of `seedrl bench replay`: a replay service over NATS, and its table alone."""
+"""One measurement of replay: the service, its queue and its client around it."""
 
 import asyncio
+import contextlib
 import itertools
+import os
 import time
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import aiohttp
 import numpy as np
+import orjson
 
-from services.bench.replay_chunks import RUN_ID, STREAM_ID, Recorder
+from services.actor.environments import GroupMaker
+from services.bench.replay_chunks import Recording, recorded, renamed
 from services.bench.replay_config import ReplayBenchConfig
+from services.bench.replay_core import CoreFigures, core_figures
 from services.local.process import ChildProcess, seedrl
 from services.nats_server import NatsServer, embedded_nats
 from services.replay.config import ReplayConfig
-from services.replay.shelf import Shelf
 from shared.addresses import free_port
 from shared.bus.beside import beside
 from shared.bus.connection import Bus, connected_bus
@@ -27,265 +29,187 @@ from shared.bus.key_values import create_spec
 from shared.bus.replay import ReplayClient
 from shared.bus.streams import ensure_run
 from shared.bus.work_queue import ensure_queue, publish_chunk
-from shared.errors import ConnectionFailed, QueueFull, RunError
-from shared.types import Array
-from shared.wire.chunk_rows import Rows, split_message
-from shared.wire.chunks import encode_chunk, rows_per_message, slice_rows
+from shared.config import AgentSettings, SequenceSettings
+from shared.errors import QueueFull, RunError
 
-_QUEUED_MESSAGES = 32
-_CHUNKS_OF_A_STREAM = 8  # beside those of the first sequence
-_START_SECONDS = 60.0
-_END_SECONDS = 10.0
-_FREE = 1e12  # sequences that either side may be ahead: the limiter is not what is measured
-
-Work = Callable[[], Awaitable[int]]
-Status = Callable[[], Awaitable[dict[str, Any]]]
+_RUN_ID = "bench"
+_QUEUED_MESSAGES = 64
+_POLL_SECONDS = 0.005
+_WINDOW_SECONDS = 300.0  # within which what was sent must have been inserted
+_END_SECONDS = 5.0
+_TOLD = (
+    "replay_capacity",
+    "min_replay_size",
+    "rate_limiter_error_buffer",
+    "seed",
+    *AgentSettings.model_fields,
+    *SequenceSettings.model_fields,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured, medians of windows; the core is the table alone, in one process."""
+    """What was measured; medians over the windows."""
 
     env: str
-    batch_size: int
-    windows: int
-    inserts_per_second: float  # sequences
-    messages_per_second: float  # that brought them
+    inserts_per_second: float  # sequences completed
+    messages_per_second: float  # chunk messages, meanwhile
     samples_per_second: float  # sequences
     updates_per_second: float  # priorities
     core_inserts_per_second: float
     core_samples_per_second: float
     core_updates_per_second: float
-    bytes_per_step: float  # of all stored, recurrent states included
-    steps_per_sequence: int  # stored for each, on average
-    sequences: int  # in the table when it was sampled
-
-
-def replay_settings(config: ReplayBenchConfig) -> dict[str, Any]:
-    """Of a replay, and of the agent that it is for."""
-    return {
-        "agent": "r2d2",
-        "network": "auto",
-        "frame_stack": config.frame_stack,
-        "lstm_size": config.lstm_size,
-        "unroll": config.unroll,
-        "burn_in": config.burn_in,
-        "sequence_length": config.sequence_length,
-        "batch_size": config.batch_size,
-        "replay_capacity": config.replay_capacity,
-        "min_replay_size": 1,
-        "replay_ratio": 1.0,
-        "rate_limiter_error_buffer": _FREE,
-    }
+    bytes_per_step: float
+    bytes_per_message: float
+    sequences: int  # completed by a window of inserts
+    batch_size: int
+    environments: int
+    windows: int
+    cores: int
 
 
 async def measured(config: ReplayBenchConfig, directory: Path) -> Figures:
-    """Records, measures the service and then the table. Raises SeedrlError."""
-    settings = ReplayConfig.model_validate({"run_id": RUN_ID, **replay_settings(config)})
-    recorder = await asyncio.to_thread(Recorder, config.env, config.group_size, settings)
+    """Starts everything below `directory`, measures, ends everything. Raises SeedrlError."""
+    maker = GroupMaker(env=config.env, group_size=config.environments, env_kwargs=config.env_kwargs)
+    recording = await asyncio.to_thread(
+        partial(recorded, maker, config, run_id=_RUN_ID, chunks=config.chunks, seed=0)
+    )
+    replay = config.replay(run_id=_RUN_ID, run_dir=directory)
     async with (
         embedded_nats(directory / "nats") as server,
-        connected_bus(server.settings, run_id=RUN_ID, name="bench", patient=False) as bus,
+        connected_bus(server.settings, run_id=_RUN_ID, name="bench", patient=False) as bus,
     ):
-        messages = await asyncio.to_thread(_recorded, config, recorder, bus.max_payload)
-        await create_spec(bus, recorder.spec)
+        await create_spec(bus, recording.spec)
         await ensure_queue(bus, _QUEUED_MESSAGES)
         await ensure_run(bus)
         port = free_port()
-        async with _replay(config, server, port, directory) as replay, beside(_stays(replay)):
-            service = await _service(config, bus, messages, f"http://127.0.0.1:{port}/status")
-    core = await asyncio.to_thread(_core, config, settings, [split_message(each) for each in messages])
-    return Figures(env=config.env, batch_size=config.batch_size, windows=config.windows, **service, **core)
+        async with _service(server, replay, port, directory) as process, beside(_stays(process)):
+            async with aiohttp.ClientSession() as http:
+                service = _Service(config, bus, http, port)
+                inserts = await service.inserts(recording)
+            samples, updates = await service.samples(), await service.updates()
+    core = await asyncio.to_thread(partial(core_figures, config, replay, recording.messages))
+    return _figures(config, recording, core, inserts, samples, updates)
 
 
-def _recorded(config: ReplayBenchConfig, recorder: Recorder, max_payload: int) -> list[bytes]:
-    """The messages of one stream, in order."""
-    most = rows_per_message(recorder.spec, recorder.state_shapes, config.group_size, max_payload)
-    try:
-        chunks = list(itertools.islice(recorder.chunks(), config.chunks_per_item + _CHUNKS_OF_A_STREAM))
-    finally:
-        recorder.close()
-    return [
-        encode_chunk(slice_rows(chunk, first, min(first + most, chunk.rows)))
-        for chunk in chunks
-        for first in range(0, chunk.rows, most)
-    ]
+def _figures(
+    config: ReplayBenchConfig,
+    recording: Recording,
+    core: CoreFigures,
+    inserts: float,
+    samples: float,
+    updates: float,
+) -> Figures:
+    messages = recording.messages
+    return Figures(
+        env=config.env,
+        inserts_per_second=inserts,
+        messages_per_second=inserts * config.streams * len(messages) / config.sequences_per_window,
+        samples_per_second=samples,
+        updates_per_second=updates,
+        core_inserts_per_second=core.inserts_per_second,
+        core_samples_per_second=core.samples_per_second,
+        core_updates_per_second=core.updates_per_second,
+        bytes_per_step=core.bytes_per_step,
+        bytes_per_message=sum(map(len, messages)) / len(messages),
+        sequences=config.sequences_per_window,
+        batch_size=config.batch_size,
+        environments=config.environments,
+        windows=config.windows,
+        cores=len(os.sched_getaffinity(0)),
+    )
 
 
-def _streams(messages: Sequence[bytes]) -> Iterator[bytes]:
-    """The messages again and again, each time as those of another stream."""
-    for number in itertools.count(1):
-        stream_id = f"stream-{number:010d}".encode()
-        for message in messages:
-            yield _of_stream(message, stream_id)
+class _Service:
+    """Sends to the running replay and asks it, and says how fast that went."""
+
+    def __init__(self, config: ReplayBenchConfig, bus: Bus, http: aiohttp.ClientSession, port: int) -> None:
+        self._config = config
+        self._bus = bus
+        self._http = http
+        self._status = f"http://127.0.0.1:{port}/status"
+        self._client = ReplayClient(bus)
+
+    async def inserts(self, recording: Recording) -> float:
+        """Sequences per second; each window is all that was recorded, of streams of its own."""
+        speeds = []
+        for window in range(self._config.windows + 1):  # the first one warms up
+            streams = await asyncio.to_thread(self._encoded, recording, window)
+            began = time.monotonic()
+            async with asyncio.timeout(_WINDOW_SECONDS), asyncio.TaskGroup() as group:
+                for stream_id, messages in streams.items():
+                    group.create_task(self._publish(stream_id, messages))
+                await self._reached((window + 1) * self._config.sequences_per_window)
+            speeds.append(self._config.sequences_per_window / (time.monotonic() - began))
+        return median(speeds[1:])
+
+    async def samples(self) -> float:
+        """Sequences per second, one batch after the other."""
+
+        async def sample() -> None:
+            await self._client.sample(self._config.batch_size)
+
+        return await self._calls_per_second(sample) * self._config.batch_size
+
+    async def updates(self) -> float:
+        """Priorities per second, a batch's after the other's."""
+        keys = (await self._client.sample(self._config.batch_size)).keys
+        rng = np.random.default_rng(0)
+
+        async def update() -> None:
+            await self._client.update_priorities(keys, rng.random(len(keys)))
+
+        return await self._calls_per_second(update) * len(keys)
+
+    async def _calls_per_second(self, call: Callable[[], Awaitable[None]]) -> float:
+        await call()
+        speeds = []
+        for _ in range(self._config.windows):
+            calls, began = 0, time.monotonic()
+            while time.monotonic() < began + self._config.window_seconds:
+                await call()
+                calls += 1
+            speeds.append(calls / (time.monotonic() - began))
+        return median(speeds)
+
+    def _encoded(self, recording: Recording, window: int) -> dict[str, list[bytes]]:
+        ids = [f"{window}-{stream}" for stream in range(self._config.streams)]
+        return {each: [renamed(message, each) for message in recording.messages] for each in ids}
+
+    async def _publish(self, stream_id: str, messages: list[bytes]) -> None:
+        for number, message in enumerate(messages):
+            while True:
+                with contextlib.suppress(QueueFull):
+                    await publish_chunk(self._bus, message, f"{stream_id}-{number}")
+                    break
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def _reached(self, sequences: int) -> None:
+        """Waits until so many were ever inserted. Raises RunError when messages are refused."""
+        for _ in itertools.count():
+            with contextlib.suppress(aiohttp.ClientConnectionError):  # not listening yet
+                async with self._http.get(self._status) as answer:
+                    status = await answer.json()
+                if status["chunks"]["refused"]:
+                    raise RunError(f"replay refused chunks: {status['chunks']['refused_by_reason']}")
+                if status["inserted_items"] >= sequences:
+                    return
+            await asyncio.sleep(_POLL_SECONDS)
 
 
-def _of_stream(message: bytes, stream_id: bytes) -> bytes:
-    """The message as another stream's, whose id is as long; shared/wire/fields.py says where things are.
-
-    To encode it anew for every stream would take longer than replay takes to insert it.
-    """
-    end = 12 + int.from_bytes(message[4:8], "little")
-    head = message[12:end].replace(STREAM_ID.encode(), stream_id, 1)
-    return b"".join((message[:8], zlib.crc32(head).to_bytes(4, "little"), head, message[end:]))
-
-
+@contextlib.asynccontextmanager
 async def _service(
-    config: ReplayBenchConfig, bus: Bus, messages: Sequence[bytes], status_url: str
-) -> dict[str, Any]:
-    client = ReplayClient(bus)
-    async with aiohttp.ClientSession() as http:
-
-        async def status() -> dict[str, Any]:
-            async with http.get(status_url) as answer:
-                return dict(await answer.json())
-
-        await _until(lambda: _serves(status))
-        async with beside(_insert(bus, messages)):
-            await _until(lambda: _holds(status, config.replay_capacity // 2))
-            inserts = await _inserts(config, status)
-        items = (await status())["items"]
-        known: list[Array] = []
-
-        async def sample() -> int:
-            known.append((await client.sample(config.batch_size)).keys)
-            del known[:-8]
-            return config.batch_size
-
-        async def update() -> int:
-            keys = known[0]
-            await client.update_priorities(keys, np.ones(len(keys)))
-            return len(keys)
-
-        return {
-            **inserts,
-            "samples_per_second": await _per_second(config, sample),
-            "updates_per_second": await _per_second(config, update),
-            "sequences": items,
-        }
-
-
-async def _until(is_so: Callable[[], Awaitable[bool]]) -> None:
-    """Polls another process. Raises RunError after a minute."""
-    deadline = time.monotonic() + _START_SECONDS
-    while not await is_so():
-        if time.monotonic() > deadline:
-            raise RunError(f"replay did not come as far within {_START_SECONDS:g} s")
-        await asyncio.sleep(0.1)
-
-
-async def _serves(status: Status) -> bool:
-    try:
-        return not (await status())["waiting"]
-    except aiohttp.ClientError:
-        return False
-
-
-async def _holds(status: Status, items: int) -> bool:
-    return int((await status())["items"]) >= items
-
-
-async def _insert(bus: Bus, messages: Sequence[bytes]) -> None:
-    """Keeps the queue full, for ever."""
-    for number, message in enumerate(_streams(messages)):
-        while True:
-            try:
-                await publish_chunk(bus, message, f"bench-{number}")
-                break
-            except (ConnectionFailed, QueueFull):
-                await asyncio.sleep(0.002)
-
-
-async def _inserts(config: ReplayBenchConfig, status: Status) -> dict[str, float]:
-    async def reading() -> tuple[float, int, int]:
-        said = await status()
-        return time.monotonic(), int(said["inserted_items"]), int(said["chunks"]["inserted"])
-
-    readings = [await reading()]
-    for _ in range(config.windows):
-        await asyncio.sleep(config.window_seconds)
-        readings.append(await reading())
-    pairs = list(itertools.pairwise(readings))
-    return {
-        "inserts_per_second": median((b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs),
-        "messages_per_second": median((b[2] - a[2]) / (b[0] - a[0]) for a, b in pairs),
-    }
-
-
-async def _per_second(config: ReplayBenchConfig, work: Work) -> float:
-    """Median over windows of what `work` says it did, one call after the other."""
-    await work()
-    speeds = []
-    for _ in range(config.windows):
-        began, done = time.monotonic(), 0
-        while time.monotonic() - began < config.window_seconds:
-            done += await work()
-        speeds.append(done / (time.monotonic() - began))
-    return median(speeds)
-
-
-def _core(config: ReplayBenchConfig, settings: ReplayConfig, messages: Sequence[Rows]) -> dict[str, Any]:
-    """The table without anything around it."""
-    shelf = Shelf(settings, seed=0)
-    rows = _renamed(messages)
-    while shelf.table.size < config.replay_capacity / 2:
-        shelf.insert(next(rows), now=time.time())
-
-    def insert() -> int:
-        return shelf.insert(next(rows), now=time.time()).items
-
-    inserts = _core_speed(config, insert)
-    keys = [shelf.sample(config.batch_size, now=time.time()).keys]
-
-    def sample() -> int:
-        keys[0] = shelf.sample(config.batch_size, now=time.time()).keys
-        return config.batch_size
-
-    def update() -> int:
-        shelf.update(keys[0], np.ones(len(keys[0])))
-        return len(keys[0])
-
-    stored = shelf.table.rows * config.unroll
-    return {
-        "core_inserts_per_second": inserts,
-        "core_samples_per_second": _core_speed(config, sample),
-        "core_updates_per_second": _core_speed(config, update),
-        "bytes_per_step": shelf.table.total_bytes / stored,
-        "steps_per_sequence": round(stored / shelf.table.size),
-    }
-
-
-def _renamed(messages: Sequence[Rows]) -> Iterator[Rows]:
-    """As `_streams`; the records keep the name of the first."""
-    for number in itertools.count():
-        for rows in messages:
-            yield rows._replace(header=replace(rows.header, stream_id=f"stream-{number}"))
-
-
-def _core_speed(config: ReplayBenchConfig, work: Callable[[], int]) -> float:
-    speeds = []
-    for _ in range(config.windows):
-        began, done = time.monotonic(), 0
-        while time.monotonic() - began < config.window_seconds / 4:
-            done += work()
-        speeds.append(done / (time.monotonic() - began))
-    return median(speeds)
-
-
-@asynccontextmanager
-async def _replay(
-    config: ReplayBenchConfig, server: NatsServer, port: int, directory: Path
+    server: NatsServer, replay: ReplayConfig, port: int, directory: Path
 ) -> AsyncIterator[ChildProcess]:
     """The service as a run has it."""
-    where = ("--run-id", RUN_ID, "--nats-url", server.url, "--http-port", str(port), "--log-format", "json")
-    options = [
-        word
-        for name, value in replay_settings(config).items()
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    settings = directory / "replay.yaml"  # of which JSON is a part
+    settings.write_bytes(orjson.dumps({name: getattr(replay, name) for name in _TOLD}))
+    where = ("--run-id", replay.run_id, "--run-dir", str(directory), "--nats-url", server.url)
     process = ChildProcess(
         "replay",
-        lambda: seedrl("replay", *where, "--run-dir", str(directory / "run"), *options),
+        lambda: seedrl(
+            "replay", *where, "--preset", str(settings), "--http-port", str(port), "--log-format", "json"
+        ),
         environment={"SEEDRL_NATS_TOKEN": server.token},
         log=directory / "replay.log",
     )
@@ -297,7 +221,7 @@ async def _replay(
         await process.ended(within=_END_SECONDS)
 
 
-async def _stays(replay: ChildProcess) -> None:
+async def _stays(process: ChildProcess) -> None:
     """Raises RunError when the service ends."""
-    await replay.wait()
-    raise RunError(f"replay ended: {replay.last_words()}")
+    await process.wait()
+    raise RunError(f"replay ended: {process.last_words()}")
