@@ -53,20 +53,29 @@ async def test_a_full_queue_holds_actions_back_and_loses_nothing(nats: NatsRun) 
         await asyncio.wait([heard], timeout=2.3)
         assert not heard.done(), "waiting for room is not the actor's delay"
         assert (await service.status())["waiting"] == ["room in the work queue"]
-        chunks = await learner.check_chunks(1, actor.group)
-
-        async def fourth_is_kept() -> bool:
-            return (await queue_state(learner.bus)).last_sequence == 4
-
-        await eventually(fourth_is_kept)
-        assert not heard.done(), "the fourth is kept now, but what is stepped on would wait behind the fifth"
-        chunks += await learner.check_chunks(4, actor.group)
+        chunks = await learner.check_chunks(5, actor.group)
         await asyncio.wait_for(heard, 5)
         assert [chunk.header.number for chunk in chunks] == [0, 1, 2, 3, 4]
         await actor.play(UNROLL)
         await learner.check_chunks(1, actor.group)
         assert await service.metric("withheld_seconds_total") > 2.0
         assert (await service.status())["waiting"] == []
+
+
+async def test_while_the_queue_is_full_no_group_steps_beyond_its_chunk_that_waits(nats: NatsRun) -> None:
+    async with running_inference(nats, **THREE_MESSAGES) as service, learner_side(nats, SPEC) as learner:
+        await learner.publish()
+        first = await withheld(service, await service.joined(CountingGroup(2)))
+
+        async def is_full() -> bool:
+            return await service.metric("publish_retries_total", reason="full") > 0
+
+        await eventually(is_full)
+        newcomer = await service.joined(CountingGroup(2, stream_id="b"))
+        second = await withheld(service, newcomer)
+        assert len(newcomer.group.observations) == UNROLL + 1
+        for task in (first, second):
+            task.cancel()
 
 
 async def test_who_is_held_back_holds_nobody_up(nats: NatsRun) -> None:
