@@ -101,7 +101,8 @@ def test_a_table_that_can_never_hold_enough_says_so() -> None:
     size = shelf.table.size
     assert shelf.is_full_of_bytes
     assert shelf.words() == (
-        f"samples wait for --min-replay-size 50, but --replay-max-bytes 400 holds no more than {size} sequences"
+        f"samples wait for --min-replay-size 50, but "
+        f"--replay-max-bytes 400 holds no more than {size} sequences"
     )
     assert shelf.table.total_bytes <= 400
 
