@@ -77,7 +77,7 @@ async def test_a_sampled_sequence_is_what_the_environment_emitted_and_its_state_
     lengths = {"burn_in": SHAPE.burn_in, "sequence_length": SHAPE.trained}
     async with (
         nats.bus() as bus,
-        replaying(replay_config(nats, tmp_path, **settings, **lengths, **table)),
+        replaying(replay_config(nats, tmp_path, **settings, **lengths, **table)) as replay,
         running_inference(nats, batch_size=8, **settings) as service,
         learner_side(nats, SPEC) as learner,
         asyncio.timeout(60),
@@ -87,6 +87,10 @@ async def test_a_sampled_sequence_is_what_the_environment_emitted_and_its_state_
         await service.counted("streams", 0)
         await Queue(bus).emptied()
         sample = await ReplayClient(bus).sample(SAMPLES)
+        await replay.stopped()
+        accounts = await Queue(bus).exact_accounts(tmp_path)
+    chunks = sum((len(group.observations) - 1) // SHAPE.unroll for group in groups.values())
+    assert (accounts.inserted, accounts.accounted) == (chunks, chunks)
     headers = [sequence[0].header for sequence in sample.sequences]
     found = {
         (header.stream_id, header.first_row, header.number): sequence
