@@ -59,6 +59,8 @@ class Accounts:
     sampled_items: int = 0
     earlier_queues: int = 0  # messages published to queues that no longer exist
     pending: dict[int, Outcome] = field(default_factory=dict)  # counted, perhaps not acknowledged
+    # In the restored table, yet still queued: counted when they come. Not in the journal: `restore` says.
+    returning: set[int] = field(default_factory=set)
 
     @property
     def accounted(self) -> int:
@@ -70,25 +72,34 @@ class Accounts:
         for outcome in outcomes:
             self._add(outcome, 1)
             self.pending[outcome.sequence] = outcome
+            self.returning.discard(outcome.sequence)
 
     def confirm(self, sequences: Iterable[int]) -> None:
         """These were acknowledged: they never come back."""
         for sequence in sequences:
             self.pending.pop(sequence, None)
 
+    def in_doubt(self, mark: dict[str, Any] | None) -> set[int]:
+        """Messages of which only the queue knows whether they were acknowledged before the crash.
+
+        A snapshot may be newer than the journal: its mark then has pending messages that are new to this.
+        """
+        return {*self.pending, *(mark["pending"] if mark is not None else ())}
+
     def resolve(self, still_queued: Iterable[int]) -> None:
         """After a crash: of the pending messages, these were not acknowledged and the others were.
 
         They are taken out of the counts, since they will be delivered and counted again.
         """
-        for sequence in still_queued:
+        for sequence in self.pending.keys() & set(still_queued):
             self._add(self.pending.pop(sequence), -1)
         self.pending.clear()
 
     def mark(self) -> dict[str, Any]:
         """What a snapshot of the table remembers of the counts that belong to it."""
         pending = [sequence for sequence, outcome in self.pending.items() if outcome.reason is None]
-        return {"effective": self.inserted - self.rolled_back, "pending": pending}
+        effective = self.inserted - self.rolled_back + len(self.returning)
+        return {"effective": effective, "pending": [*pending, *sorted(self.returning)]}
 
     def restore(self, mark: dict[str, Any] | None, *, still_queued: Collection[int]) -> None:
         """The table now is that of a snapshot with this mark (None: it is empty); what came after is lost.
@@ -97,7 +108,8 @@ class Accounts:
         """
         effective = 0
         if mark is not None:
-            effective = int(mark["effective"]) - len(set(mark["pending"]) & set(still_queued))
+            self.returning = set(mark["pending"]) & set(still_queued)
+            effective = int(mark["effective"]) - len(self.returning)
         self.rolled_back = max(0, self.inserted - effective)
 
     def settle_queue(self, queue: QueueNumbers, *, known: bool) -> None:

@@ -102,9 +102,11 @@ class Replay:
         snapshot = await in_thread(partial(_latest, config, snapshots, run), threads.writing)
         accounts = await in_thread(partial(load_accounts, config.replay_dir), threads.journal)
         is_known, accounts = accounts is not None, accounts or Accounts()
-        queued = [seq for seq in accounts.pending if await bus.persistently(partial(is_queued, bus, seq))]
+        mark = snapshot.beside["mark"] if snapshot else None
+        in_doubt = sorted(accounts.in_doubt(mark))
+        queued = [seq for seq in in_doubt if await bus.persistently(partial(is_queued, bus, seq))]
         accounts.resolve(still_queued=queued)
-        accounts.restore(snapshot.beside["mark"] if snapshot else None, still_queued=queued)
+        accounts.restore(mark, still_queued=queued)
         accounts.settle_queue(await bus.persistently(partial(queue_state, bus)), known=is_known)
         shelf = await in_thread(partial(_shelf, config, snapshot), threads.writing)
         gate = Gate(shelf)

@@ -3,7 +3,9 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from shared.checkpoints import latest_checkpoint
@@ -57,3 +59,38 @@ def test_learner_and_replay_may_be_killed_and_the_run_resumed(tmp_path: Path) ->
     assert second["updates"] > first["updates"]
     assert second["sequences"] > first["sequences"]
     assert_exact(second)
+
+
+def test_with_replay_and_learner_killed_both_are_restored_and_the_run_ends_by_itself(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    words = (*SMALL[:-1], "1", "--total-steps", "24000", "--eval-episodes", "0")
+    with training(*words, directory=directory, cwd=tmp_path) as run:
+        for service in ("replay", "learner", "replay"):
+            saved = newest_snapshot(directory)
+            run.until(lambda saved=saved: newest_snapshot(directory) > saved)  # type: ignore[misc]
+            before, killed = updates(run), run.pid(service)
+            os.kill(killed, signal.SIGKILL)
+            run.until(lambda before=before: updates(run) >= before + 10)  # type: ignore[misc]
+            assert run.pid(service) != killed
+        run.finish(seconds=200)
+    summary = run.summary()
+    assert summary["exit_reason"] == "total steps reached"
+    assert summary["steps"] >= 24000
+    assert_exact(summary)
+    chunks = summary["chunks"]
+    assert chunks["refused_by_reason"] == dict.fromkeys(chunks["refused_by_reason"], 0)
+    assert chunks["rolled_back"] < chunks["trained"] / 2
+    sequences, checkpoint = restored(run, "replay"), restored(run, "learner")
+    assert [each["items"] > 0 for each in sequences] == [True, True]
+    assert [each["updates"] > 0 for each in checkpoint] == [True]
+
+
+def restored(run: LocalRun, service: str) -> list[dict[str, Any]]:
+    """What each life of a service said of what it found on the disk."""
+    lines = (run.directory / "logs" / f"{service}.log").read_text().splitlines()
+    return [orjson.loads(line) for line in lines if '"event":"restored"' in line]
+
+
+def newest_snapshot(directory: Path) -> str:
+    """The name of the newest snapshot of replay; "" before there is one."""
+    return max((path.name for path in directory.glob("replay/snapshot-*")), default="")

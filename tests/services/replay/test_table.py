@@ -1,3 +1,4 @@
+import sys
 from collections import Counter
 from typing import Any
 
@@ -191,6 +192,19 @@ def test_bytes_are_bounded_by_removing_the_oldest_and_then_what_waits() -> None:
             f"s{stream}", 0, 0, rows=[b"x" * 30], td_errors=np.zeros((1, STEPS)), valid=VALID, now=0.0
         )
     assert (waiting.total_bytes, waiting.streams, waiting.size) == (90, 3, 0)
+
+
+def test_the_bytes_of_an_item_that_is_gone_are_let_go() -> None:
+    table, data = table_of(max_bytes=100), bytes(range(60))
+    before = sys.getrefcount(data)
+    put(table, 0, data=data)
+    assert sys.getrefcount(data) > before
+    sampled = table.sample(3, now=0.0)
+    put(table, 1, data=b"z" * 60)
+    assert sampled.rows == [(data,)] * 3  # who has them keeps them
+    del sampled
+    assert sys.getrefcount(data) == before
+    assert table.total_bytes == 60
 
 
 def test_a_message_of_more_rows_than_the_table_has_places_leaves_its_last_rows() -> None:
