@@ -61,6 +61,7 @@ def test_learner_and_replay_may_be_killed_and_the_run_resumed(tmp_path: Path) ->
     assert_exact(second)
 
 
+@pytest.mark.slow
 def test_with_replay_and_learner_killed_both_are_restored_and_the_run_ends_by_itself(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     words = (*SMALL[:-1], "1", "--total-steps", "24000", "--eval-episodes", "0")
