@@ -1,12 +1,34 @@
-"""Figures by name, as a table for people."""
+"""A benchmark's figures: measured in a temporary directory, printed for people or as JSON."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import orjson
+from rich.console import Console
 from rich.table import Table
 
+from services.bench.interruption import uninterrupted
+from shared.telemetry import configure_logging
 
-def figures_table(title: str, figures: Mapping[str, Any]) -> Table:
+Measure = Callable[[Path], Coroutine[Any, Any, Any]]
+
+
+def print_figures(title: str, measure: Measure, *, as_json: bool) -> int:
+    """Prints the dataclass that `measure` returns, called with a directory; the exit status."""
+    configure_logging("warning", "auto", "bench")
+    with tempfile.TemporaryDirectory(prefix="seedrl-bench-", ignore_cleanup_errors=True) as directory:
+        figures = asdict(uninterrupted(measure(Path(directory))))
+    if as_json:
+        print(orjson.dumps(figures).decode())
+    else:
+        Console().print(_table(title, figures))
+    return 0
+
+
+def _table(title: str, figures: Mapping[str, Any]) -> Table:
     """A line per figure."""
     table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
     table.add_column(overflow="fold")

@@ -19,6 +19,7 @@ from services.actor.environments import GroupMaker
 from services.bench.replay_chunks import Recording, recorded, renamed
 from services.bench.replay_config import ReplayBenchConfig
 from services.bench.replay_core import CoreFigures, core_figures
+from services.bench.service_process import running, stays
 from services.local.process import ChildProcess, seedrl
 from services.nats_server import NatsServer, embedded_nats
 from services.replay.config import ReplayConfig
@@ -36,7 +37,6 @@ _RUN_ID = "bench"
 _QUEUED_MESSAGES = 64
 _POLL_SECONDS = 0.005
 _WINDOW_SECONDS = 300.0  # within which what was sent must have been inserted
-_END_SECONDS = 5.0
 _TOLD = (
     "replay_capacity",
     "min_replay_size",
@@ -83,7 +83,7 @@ async def measured(config: ReplayBenchConfig, directory: Path) -> Figures:
         await ensure_queue(bus, _QUEUED_MESSAGES)
         await ensure_run(bus)
         port = free_port()
-        async with _service(server, replay, port, directory) as process, beside(_stays(process)):
+        async with _service(server, replay, port, directory) as process, beside(stays(process)):
             async with aiohttp.ClientSession() as http:
                 service = _Service(config, bus, http, port)
                 inserts = await service.inserts(recording)
@@ -213,15 +213,5 @@ async def _service(
         environment={"SEEDRL_NATS_TOKEN": server.token},
         log=directory / "replay.log",
     )
-    await process.start()
-    try:
+    async with running(process):
         yield process
-    finally:
-        process.terminate()
-        await process.ended(within=_END_SECONDS)
-
-
-async def _stays(process: ChildProcess) -> None:
-    """Raises RunError when the service ends."""
-    await process.wait()
-    raise RunError(f"replay ended: {process.last_words()}")

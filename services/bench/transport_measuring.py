@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from services.bench.cpu import cpu_seconds
+from services.bench.service_process import running, stays
 from services.bench.transport_config import TransportConfig
 from services.bench.transport_frames import record
 from services.bench.transport_load import LoadPlan
@@ -40,7 +41,6 @@ _AGENT = AgentSettings.model_validate({"network": _NETWORK, "frame_stack": 4, "u
 _QUEUED_BATCHES = 16  # so that it is not the consumer who is measured
 _STREAMS_OF_A_PROCESS = 2
 _START_SECONDS = 120.0
-_END_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ async def measured(config: TransportConfig, directory: Path) -> Figures:
         async with (
             _inference(server, port, directory) as inference,
             _loads(plans) as loads,
-            beside(sink.run(), _stays(inference)),
+            beside(sink.run(), stays(inference)),
         ):
             pids: dict[str, list[int]] = {
                 "inference": [pid for pid in (inference.pid,) if pid],
@@ -197,18 +197,8 @@ async def _inference(server: NatsServer, port: int, directory: Path) -> AsyncIte
         environment={"SEEDRL_NATS_TOKEN": server.token},
         log=directory / "inference.log",
     )
-    await process.start()
-    try:
+    async with running(process):
         yield process
-    finally:
-        process.terminate()
-        await process.ended(within=_END_SECONDS)
-
-
-async def _stays(inference: ChildProcess) -> None:
-    """Raises RunError when the service ends."""
-    await inference.wait()
-    raise RunError(f"inference ended: {inference.last_words()}")
 
 
 class _Load:

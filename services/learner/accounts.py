@@ -1,25 +1,17 @@
-"""What became of every message of the work queue, exactly, also over a crash at any moment; knows no NATS.
+"""The accounts of the learner: messages (`shared/accounts.py`), updates, episodes, policy lag."""
 
-published (the queue's last sequence) = trained + refused + queued. To keep that true, a message is counted
-in the journal **before** it is acknowledged, with its sequence among the `pending` ones. If the learner dies
-between the two, the message is still queued: at the restart it is taken out of the counts again
-(`resolve`) and counted when it comes back. The journal is replaced atomically.
-"""
-
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import orjson
 
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import REASONS, Outcome
-from shared.errors import RunError
+from shared.accounts import ACCOUNTS_FILE, MessageAccounts, QueueNumbers, read_accounts
 
-ACCOUNTS_FILE = "accounts.json"
 CHECKPOINTS = "checkpoints"
 ACCOUNTS_FORMAT_VERSION = 1
 RETURNS_KEPT = 100
@@ -28,41 +20,29 @@ STEPS_REACHED, TIME_REACHED = "total steps reached", "time limit reached"
 COMPLETED = (STEPS_REACHED, TIME_REACHED)  # why a training ended that ran to its end
 
 
-class QueueNumbers(Protocol):
-    """What the work queue says of itself."""
-
-    @property
-    def last_sequence(self) -> int:
-        """Messages ever published."""
-
-    @property
-    def messages(self) -> int:
-        """Messages not acknowledged yet."""
-
-
 @dataclass
-class Accounts:
+class Accounts(MessageAccounts[Outcome]):
     """The learner's counts since the run began. Messages are counted; `steps` are those in them."""
 
     updates: int = 0  # monotone over crashes
-    steps: int = 0  # environment steps in all messages trained and refused
     seconds: float = 0.0  # since the first trajectory, without the time the learner was away
     trained: int = 0
     refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
-    redelivered: int = 0  # of the trained and refused ones, how many were delivered more than once
     rolled_back: int = 0  # updates that crashes lost, as they came after the checkpoint
     episodes: int = 0  # of training, to their end
     returns: deque[float] = field(default_factory=lambda: deque(maxlen=RETURNS_KEPT))  # the newest, raw
     lags: Counter[int] = field(default_factory=Counter)  # trained messages by policy lag in updates
-    earlier_queues: int = 0  # messages published to queues that no longer exist
-    pending: dict[int, Outcome] = field(default_factory=dict)  # counted, perhaps not acknowledged
     sequences: int = 0  # R2D2: sequences trained; one that was sampled twice counts twice
     replay_steps: int = 0  # R2D2: what replay said last of its steps
 
+    OTHER_DIRECTORY: ClassVar[str] = (
+        "a learner with another run directory; give that one with --resume, or another --run-id"
+    )
+
     @property
-    def accounted(self) -> int:
-        """Messages trained and refused."""
-        return self.trained + sum(self.refused.values())
+    def consumed(self) -> int:
+        """Messages trained."""
+        return self.trained
 
     @property
     def effective_updates(self) -> int:
@@ -73,12 +53,6 @@ class Accounts:
     def mean_return_100(self) -> float | None:
         """Mean raw return of the last 100 training episodes; None before the first."""
         return sum(self.returns) / len(self.returns) if self.returns else None
-
-    def count(self, outcomes: Iterable[Outcome]) -> None:
-        """Counts messages that are about to be acknowledged."""
-        for outcome in outcomes:
-            self._add(outcome, 1)
-            self.pending[outcome.sequence] = outcome
 
     def count_sequences(self, lags: Iterable[int]) -> None:
         """R2D2: counts trained sequences by their lag, of which two digits are kept, as there are many."""
@@ -100,44 +74,15 @@ class Accounts:
         self.trained, self.redelivered = replay.inserted, replay.redelivered
         self.refused.update(replay.refused)
 
-    def confirm(self, sequences: Iterable[int]) -> None:
-        """These were acknowledged: they never come back."""
-        for sequence in sequences:
-            self.pending.pop(sequence, None)
-
     def resolve(self, still_queued: Iterable[int]) -> None:
-        """After a crash: of the pending messages, these were not acknowledged and the others were.
-
-        They are taken out of the counts, since they will be delivered and counted again.
-        """
-        for sequence in still_queued:
-            self._add(self.pending.pop(sequence), -1)
-        self.pending.clear()
+        """As the base's."""
+        super().resolve(still_queued)
         self.lags = +self.lags  # without zeros
 
     def restore(self, *, updates: int, effective_updates: int) -> None:
         """The weights now are those of a checkpoint with these counters; what came after it is lost."""
         self.updates = max(self.updates, updates)
         self.rolled_back = self.updates - effective_updates
-
-    def settle_queue(self, queue: QueueNumbers, *, known: bool) -> None:
-        """Compares the counts with the queue's at the start, when nothing is on its way.
-
-        A queue younger than the run is taken for what it is. Messages that left the queue without being
-        counted here (the machine crashed before the journal reached its disk, or somebody purged the queue)
-        count as refused: lost. In a run directory that is not `known` to this run they mean that another
-        one was used before: raises RunError.
-        """
-        missing = self.earlier_queues + queue.last_sequence - queue.messages - self.accounted
-        if missing > 0 and not known:
-            raise RunError(
-                f"{missing} chunks of this run were consumed by a learner with another run directory; "
-                f"give that one with --resume, or another --run-id"
-            )
-        if missing > 0:
-            self.refused["lost"] += missing
-        else:
-            self.earlier_queues -= missing
 
     def count_episodes(self, returns: Sequence[float]) -> None:
         """Counts finished training episodes, oldest first."""
@@ -154,13 +99,10 @@ class Accounts:
         return None
 
     def _add(self, outcome: Outcome, sign: int) -> None:
+        super()._add(outcome, sign)
         if outcome.reason is None:
             self.trained += sign
             self.lags[outcome.lag] += sign
-        else:
-            self.refused[outcome.reason] += sign
-        self.steps += sign * outcome.steps
-        self.redelivered += sign * outcome.redelivered
 
     def to_json(self) -> bytes:
         """The journal's content."""
@@ -216,31 +158,7 @@ def has_begun(run_dir: Path) -> bool:
 
 def load_accounts(run_dir: Path) -> Accounts:
     """The accounts that lie in `run_dir`, or empty ones. Raises RunError when they cannot be read."""
-    path = run_dir / ACCOUNTS_FILE
-    try:
-        return Accounts.from_json(path.read_bytes())
-    except FileNotFoundError:
-        return Accounts()
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read the accounts {path}: {error}") from error
-
-
-def write_accounts(run_dir: Path, data: bytes, *, durable: bool = False) -> None:
-    """Replaces the journal in `run_dir` by `data` in one step.
-
-    It then survives the end of this process; `durable` makes it survive the machine's, at the cost of
-    waiting for the disk. Raises RunError when it cannot be written.
-    """
-    path = run_dir / ACCOUNTS_FILE
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb", buffering=0) as file:
-            file.write(data)
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"cannot write the accounts {path}: {error.strerror}") from error
+    return read_accounts(run_dir, Accounts.from_json) or Accounts()
 
 
 def summary(accounts: Accounts, queue: QueueNumbers) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
-from services.learner.accounts import STEPS_REACHED, TIME_REACHED, has_begun, load_accounts, write_accounts
+from services.learner.accounts import STEPS_REACHED, TIME_REACHED, has_begun, load_accounts
 from services.learner.config import LearnerConfig
 from services.learner.feeding import Feeder
 from services.learner.housekeeping import Housekeeping
@@ -22,6 +22,7 @@ from services.learner.rows import RowQueue
 from services.learner.sampling import Replay, SequenceFeeder
 from services.learner.session import Session, check_settings
 from services.learner.settling import Bookkeeper
+from shared.accounts import write_accounts
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.key_values import LEARNER_LEASE, held_lease, wait_for_spec

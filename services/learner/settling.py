@@ -1,53 +1,20 @@
-"""Counting, then the journal, then the acknowledgement: in this order, beside the training."""
+"""The learner settles messages beside the training; when weights must wait for the journal."""
 
-import asyncio
-from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 
-from services.learner.accounts import Accounts, write_accounts
+from services.learner.accounts import Accounts
 from services.learner.rows import Outcome
-from shared.bus.work_queue import ACK_WAIT_SECONDS, QueueMessage
-from shared.runtime import in_thread
-
-_REMEMBERED = 10_000
+from shared.settling import Settling
 
 
-class Bookkeeper:
-    """Holds the messages in hand, and settles those that are done with.
-
-    Whatever is counted while one journal is written and its messages are acknowledged goes into the next
-    one. How much that can be is bounded by the messages in hand.
-    """
+class Bookkeeper(Settling[Accounts]):
+    """Settles messages beside the training."""
 
     def __init__(self, accounts: Accounts, run_dir: Path, executor: Executor) -> None:
-        self.accounts = accounts
-        self._run_dir = run_dir
-        self._executor = executor
-        self._held: dict[int, QueueMessage] = {}
-        self._finished: list[int] = []  # sequences to acknowledge after the next journal
-        self._acknowledged: deque[int] = deque(maxlen=_REMEMBERED)
-        self._wake = asyncio.Event()
-        self._settled = asyncio.Condition()
+        super().__init__(accounts, run_dir, executor)
         self._journaled_updates = -1
-        self._is_settled = False
-
-    @property
-    def held(self) -> int:
-        """Messages in hand."""
-        return len(self._held)
-
-    def hold(self, message: QueueMessage) -> bool:
-        """Takes a message in hand; False when it was counted before, as a server that crashed may forget
-        an acknowledgement: it is acknowledged again.
-        """
-        self._held[message.sequence] = message
-        if message.redelivered and message.sequence in self._acknowledged:
-            self._finish([message.sequence])
-            return False
-        return True
 
     def count(self, outcomes: Iterable[Outcome], *, updates: int | None = None) -> None:
         """Counts messages in hand that are done with, and the update that was done with them."""
@@ -64,60 +31,15 @@ class Bookkeeper:
         """Writes the journal though no message is done with: something else in the accounts changed."""
         self._finish(())
 
-    async def run(self) -> None:
-        """Settles whatever is counted, for ever."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            await self._settle()
-
-    async def keep_alive(self, interval_seconds: float = ACK_WAIT_SECONDS / 3) -> None:
-        """Tells the queue, for ever, that the messages in hand are being worked on."""
-        while True:
-            await asyncio.sleep(interval_seconds)
-            for message in list(self._held.values()):
-                await message.in_progress()
-
     async def journaled(self, updates: int) -> None:
         """Waits until the journal says that `updates` updates were done."""
         async with self._settled:
             await self._settled.wait_for(lambda: self._journaled_updates >= updates)
 
-    async def settled(self) -> None:
-        """Waits until all that was counted is in the journal and acknowledged."""
-        async with self._settled:
-            await self._settled.wait_for(lambda: self._is_settled)
-
-    async def close(self) -> None:
-        """Writes the journal to the disk, and gives the messages in hand back to the queue."""
-        await self._write(durable=True)
-        for message in list(self._held.values()):
-            if message.sequence not in self.accounts.pending:
-                await message.nak()
-
-    def _finish(self, sequences: Iterable[int]) -> None:
-        self._finished.extend(sequences)
-        self._is_settled = False
-        self._wake.set()
-
-    async def _settle(self) -> None:
+    async def write(self, *, durable: bool = False) -> None:
+        """As the base's."""
         updates = self.accounts.updates
-        sequences, self._finished = self._finished, []
-        await self._write()
+        await super().write(durable=durable)
         async with self._settled:
             self._journaled_updates = updates
             self._settled.notify_all()
-        async with asyncio.TaskGroup() as group:
-            for sequence in sequences:
-                group.create_task(self._held[sequence].ack())
-        for sequence in sequences:
-            del self._held[sequence]
-        self._acknowledged.extend(sequences)
-        self.accounts.confirm(sequences)
-        async with self._settled:
-            self._is_settled = not self._wake.is_set()
-            self._settled.notify_all()
-
-    async def _write(self, *, durable: bool = False) -> None:
-        data = self.accounts.to_json()
-        await in_thread(partial(write_accounts, self._run_dir, data, durable=durable), self._executor)

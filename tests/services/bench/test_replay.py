@@ -19,6 +19,7 @@ from services.bench.replay_core import core_figures
 from shared.wire.chunk_rows import split_message
 from shared.wire.chunks import decode_chunk
 from tests.support.commands import command, environment, one_clear_line
+from tests.support.processes import children, is_running
 from tests.support.waiting import eventually
 
 SHAPE = ("--unroll", "4", "--burn-in", "4", "--sequence-length", "8", "--lstm-size", "8", "--batch-size", "8")
@@ -57,31 +58,10 @@ def started(temporary: Path) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def children(process: "subprocess.Popen[str]") -> dict[str, int]:
-    """Process ids of NATS and replay, by a word of their command lines."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            words = (path / "cmdline").read_text()
-        except OSError:
-            continue
-        for name in ("nats-server", "services.cli"):
-            if parent == process.pid and name in words:
-                found[name] = int(path.name)
-    return found
-
-
 async def all_children(process: "subprocess.Popen[str]") -> dict[str, int]:
-    await eventually(lambda: len(children(process)) == 2, timeout=60, what="NATS and replay")
-    return children(process)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    names = ("nats-server", "services.cli")
+    await eventually(lambda: len(children(process, *names)) == 2, timeout=60, what="NATS and replay")
+    return children(process, *names)
 
 
 def recording(config: ReplayBenchConfig) -> Recording:

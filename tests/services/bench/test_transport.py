@@ -15,6 +15,7 @@ from services.bench.transport_network import FreeNetwork
 from shared.networks.contract import check_network
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec
 from tests.support.commands import command, environment, one_clear_line
+from tests.support.processes import children, is_running
 from tests.support.waiting import eventually
 
 SMALL = ("--group-size", "8", "--warm-up", "0.1")
@@ -40,31 +41,10 @@ def started(*words: str, temporary: Path) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def children(process: "subprocess.Popen[str]") -> dict[str, int]:
-    """Process ids of NATS, inference and a load process, by a word of their command lines."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            words = (path / "cmdline").read_text()
-        except OSError:
-            continue
-        for name in ("nats-server", "services.cli", "transport_load"):
-            if parent == process.pid and name in words:
-                found[name] = int(path.name)
-    return found
-
-
 async def all_children(process: "subprocess.Popen[str]") -> dict[str, int]:
-    await eventually(lambda: len(children(process)) == 3, timeout=60, what="three kinds of children")
-    return children(process)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    names = ("nats-server", "services.cli", "transport_load")
+    await eventually(lambda: len(children(process, *names)) == 3, timeout=60, what="three kinds of children")
+    return children(process, *names)
 
 
 def test_every_answered_row_is_counted_and_reaches_the_consumer_in_chunks(tmp_path: Path) -> None:

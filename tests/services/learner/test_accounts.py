@@ -8,15 +8,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from services.learner.accounts import (
-    ACCOUNTS_FILE,
-    Accounts,
-    load_accounts,
-    summary,
-    write_accounts,
-)
+from services.learner.accounts import Accounts, load_accounts, summary
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import Outcome
+from shared.accounts import ACCOUNTS_FILE, write_accounts
 from shared.errors import RunError
 
 STEPS = 10  # of every message

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import services.learner.learner as learner_module
-from services.learner import settling
-from services.learner.accounts import ACCOUNTS_FILE, load_accounts, write_accounts
+from services.learner.accounts import load_accounts
+from shared import settling
+from shared.accounts import ACCOUNTS_FILE, write_accounts
 from shared.bus.work_queue import QueueConsumer, QueueMessage, is_queued, queue_state
 from shared.checkpoints import latest_checkpoint
 from tests.support.commands import command, environment

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from services.learner.accounts import Accounts, write_accounts
+from services.learner.accounts import Accounts
 from services.local.config import TrainConfig
 from services.local.directory import used_directory
+from shared.accounts import write_accounts
 from shared.errors import RunError
 
 

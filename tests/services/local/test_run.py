@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from services.learner.accounts import Accounts, write_accounts
+from services.learner.accounts import Accounts
 from services.local.config import TrainConfig
 from services.local.run import LocalRun
+from shared.accounts import write_accounts
 from shared.config import NatsSettings
 from shared.errors import ConfigurationError
 

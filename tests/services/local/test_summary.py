@@ -5,11 +5,12 @@ from pathlib import Path
 import orjson
 import pytest
 
-from services.learner.accounts import Accounts, write_accounts
+from services.learner.accounts import Accounts
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import Outcome
 from services.local.config import TrainConfig
 from services.local.summary import discarded_before, frame_skip, untrained_queue, write_summary
+from shared.accounts import write_accounts
 from shared.bus.work_queue import QueueConsumer, QueueState, ensure_queue, publish_chunk
 from shared.errors import RunError
 from tests.support.nats import NatsRun

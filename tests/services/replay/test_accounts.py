@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from services.replay.accounts import ACCOUNTS_FILE, Accounts, Outcome, Reason, load_accounts, write_accounts
+from services.replay.accounts import Accounts, Outcome, Reason, load_accounts
+from shared.accounts import ACCOUNTS_FILE, write_accounts
 from shared.errors import RunError
 
 
@@ -201,6 +202,7 @@ def test_the_journal_holds_all_there_is(tmp_path: Path) -> None:
 _WRITER = """
 import sys, pathlib
 from services.replay.accounts import *
+from shared.accounts import write_accounts
 accounts = Accounts()
 for sequence in range(1, 1_000_000):
     accounts.count([Outcome(sequence, None, 3)])

@@ -1,0 +1,26 @@
+"""A service of a benchmark, in a process of its own."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.local.process import ChildProcess
+from shared.errors import RunError
+
+_END_SECONDS = 5.0
+
+
+@asynccontextmanager
+async def running(process: ChildProcess) -> AsyncIterator[ChildProcess]:
+    """Started; told to end on leaving, and killed where it does not."""
+    await process.start()
+    try:
+        yield process
+    finally:
+        process.terminate()
+        await process.ended(within=_END_SECONDS)
+
+
+async def stays(process: ChildProcess) -> None:
+    """Raises RunError, in the service's last words, when it ends."""
+    await process.wait()
+    raise RunError(f"{process.name} ended: {process.last_words()}")

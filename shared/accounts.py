@@ -1,0 +1,152 @@
+"""What became of every message of the work queue, exactly, also over a crash at any moment; knows no NATS.
+
+published (the queue's last sequence) = consumed + refused + queued. To keep that true, a message is counted
+in the journal **before** it is acknowledged, with its sequence among the `pending` ones. If its consumer dies
+between the two, the message is still queued: at the restart it is taken out of the counts again (`resolve`)
+and counted when it comes back. The journal is replaced atomically.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from shared.errors import RunError
+
+ACCOUNTS_FILE = "accounts.json"
+
+
+class MessageOutcome(Protocol):
+    """What became of one message of the work queue."""
+
+    @property
+    def sequence(self) -> int:
+        """Its sequence in the queue."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was refused; None: it was not."""
+
+    @property
+    def steps(self) -> int:
+        """Environment steps in it, reset steps excluded."""
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it was delivered more than once."""
+
+
+class QueueNumbers(Protocol):
+    """What the work queue says of itself."""
+
+    @property
+    def last_sequence(self) -> int:
+        """Messages ever published."""
+
+    @property
+    def messages(self) -> int:
+        """Messages not acknowledged yet."""
+
+
+Outcome = TypeVar("Outcome", bound=MessageOutcome)
+T = TypeVar("T")
+
+
+@dataclass
+class MessageAccounts(Generic[Outcome]):
+    """The counts of messages that whoever takes them from the queue keeps since the run began."""
+
+    steps: int = 0  # environment steps in all messages consumed and refused
+    refused: dict[str, int] = field(default_factory=dict)  # messages by reason
+    redelivered: int = 0  # of the consumed and refused ones, how many were delivered more than once
+    earlier_queues: int = 0  # messages published to queues that no longer exist
+    pending: dict[int, Outcome] = field(default_factory=dict)  # counted, perhaps not acknowledged
+
+    OTHER_DIRECTORY: ClassVar[str] = "with another run directory"  # who consumed, and what to do
+
+    @property
+    def consumed(self) -> int:
+        """Messages counted that were not refused."""
+        raise NotImplementedError
+
+    @property
+    def accounted(self) -> int:
+        """Messages consumed and refused."""
+        return self.consumed + sum(self.refused.values())
+
+    def count(self, outcomes: Iterable[Outcome]) -> None:
+        """Counts messages that are about to be acknowledged."""
+        for outcome in outcomes:
+            self._add(outcome, 1)
+            self.pending[outcome.sequence] = outcome
+
+    def confirm(self, sequences: Iterable[int]) -> None:
+        """These were acknowledged: they never come back."""
+        for sequence in sequences:
+            self.pending.pop(sequence, None)
+
+    def resolve(self, still_queued: Iterable[int]) -> None:
+        """After a crash: of the pending messages, these were not acknowledged and the others were.
+
+        They are taken out of the counts, since they will be delivered and counted again.
+        """
+        for sequence in self.pending.keys() & set(still_queued):
+            self._add(self.pending.pop(sequence), -1)
+        self.pending.clear()
+
+    def settle_queue(self, queue: QueueNumbers, *, known: bool) -> None:
+        """Compares the counts with the queue's at the start, when nothing is on its way.
+
+        A queue younger than the run is taken for what it is. Messages that left the queue without being
+        counted here (the machine crashed before the journal reached its disk, or somebody purged the queue)
+        count as refused: lost. In a run directory that is not `known` to this run they mean that another
+        one was used before: raises RunError.
+        """
+        missing = self.earlier_queues + queue.last_sequence - queue.messages - self.accounted
+        if missing > 0 and not known:
+            raise RunError(f"{missing} chunks of this run were consumed by {self.OTHER_DIRECTORY}")
+        if missing > 0:
+            self.refused["lost"] += missing
+        else:
+            self.earlier_queues -= missing
+
+    def to_json(self) -> bytes:
+        """The journal's content."""
+        raise NotImplementedError
+
+    def _add(self, outcome: Outcome, sign: int) -> None:
+        """Into the counts (1), or out of them again (−1)."""
+        if outcome.reason is not None:
+            self.refused[outcome.reason] += sign
+        self.steps += sign * outcome.steps
+        self.redelivered += sign * outcome.redelivered
+
+
+def read_accounts(directory: Path, parse: Callable[[bytes], T]) -> T | None:
+    """The journal in `directory`; None where there is none. Raises RunError when it cannot be read."""
+    path = directory / ACCOUNTS_FILE
+    try:
+        return parse(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read the accounts {path}: {error}") from error
+
+
+def write_accounts(directory: Path, data: bytes, *, durable: bool = False) -> None:
+    """Replaces the journal in `directory` by `data` in one step.
+
+    It then survives the end of this process; `durable` makes it survive the machine's, at the cost of
+    waiting for the disk. Raises RunError when it cannot be written.
+    """
+    path = directory / ACCOUNTS_FILE
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb", buffering=0) as file:
+            file.write(data)
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"cannot write the accounts {path}: {error.strerror}") from error

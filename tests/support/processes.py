@@ -1,0 +1,27 @@
+"""Processes of this machine, as /proc tells of them."""
+
+import subprocess
+from pathlib import Path
+
+
+def children(process: "subprocess.Popen[str]", *names: str) -> dict[str, int]:
+    """Process ids of children, by a word of their command lines."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (path / "cmdline").read_text()
+        except OSError:
+            continue
+        for name in names:
+            if parent == process.pid and name in words:
+                found[name] = int(path.name)
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
