@@ -23,7 +23,7 @@ from shared.wire.chunks import encode_chunk, slice_rows
 
 _FIRST_BACKOFF_SECONDS = 0.005
 _LONGEST_BACKOFF_SECONDS = 0.05
-_LOOK_SECONDS = 0.05  # between two looks at a full queue, which the server answers at some cost
+_LOOK_SECONDS = 0.1  # between two looks at a full queue, which the server answers at some cost
 _ENCODERS = 2
 _HOPELESS_SECONDS = 2.0  # without progress, while the run has a learner
 _UNREAD_SECONDS = 0.2  # while it has none
