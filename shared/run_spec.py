@@ -1,7 +1,7 @@
 """What a service's own settings make of an environment; inference proposes it, the learner checks it."""
 
 from shared.config import AgentSettings
-from shared.networks.build import resolved_network
+from shared.networks.pictures import resolved_network
 from shared.specs import EnvironmentSpec, NetworkSpec, RunSpec
 
 

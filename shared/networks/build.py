@@ -16,7 +16,8 @@ from shared.networks.impala_shallow import ImpalaShallowNetwork
 from shared.networks.interface import OUTPUTS, Network
 from shared.networks.mlp import MlpNetwork
 from shared.networks.nature import NatureNetwork
-from shared.specs import Agent, EnvironmentSpec, RunSpec
+from shared.networks.pictures import resolved_network
+from shared.specs import Agent, RunSpec
 
 _NETWORKS: dict[str, type[Network]] = {
     "mlp": MlpNetwork,
@@ -84,14 +85,6 @@ def check_network_name(name: str) -> None:
     """Raises ConfigurationError for an unknown name, module or class, and for a class that is no network."""
     if name != "auto" and name not in _NETWORKS:
         _imported(name)
-
-
-def resolved_network(name: str, environment: EnvironmentSpec) -> str:
-    """`name`, or what `auto` stands for: impala_shallow for an image that it can take, else mlp."""
-    if name != "auto":
-        return name
-    fits = any(ImpalaShallowNetwork.fits(leaf) for leaf in environment.observation)
-    return ImpalaShallowNetwork.name if fits else "mlp"
 
 
 def _imported(name: str) -> type[Any]:

@@ -11,7 +11,8 @@ from torch.nn import functional
 from shared.errors import ConfigurationError
 from shared.networks.cores import CoreAndHeads, orthogonal
 from shared.networks.interface import Network, NetworkInput, Output, State
-from shared.networks.leaves import FlatLeaves, Picture, is_image, picture, pixels, scale
+from shared.networks.leaves import FlatLeaves, pixels, scale
+from shared.networks.pictures import Picture, is_image, is_image_for, picture
 from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec
 
 VECTOR_FEATURES = 64
@@ -62,7 +63,7 @@ class ImageNetwork(Network):
     @classmethod
     def fits(cls, leaf: LeafSpec) -> bool:
         """Whether `leaf` is an image large enough for the convolutions."""
-        return is_image(leaf) and min(picture(leaf)[1:]) >= cls.smallest
+        return is_image_for(leaf, cls.smallest)
 
     @abstractmethod
     def build_trunk(self, shape: Picture, pixel_scale: float) -> Trunk:
@@ -153,14 +154,6 @@ class ConvolutionTrunk(Trunk):
         """[N, C, H, W] to [N, dense]."""
         features: Tensor = self.layers(values)
         return features
-
-
-def smallest_side(layers: Sequence[tuple[int, int, int]]) -> int:
-    """Pixels that convolutions (channels, kernel, stride) without padding need at least."""
-    side = 1
-    for _, kernel, stride in reversed(layers):
-        side = (side - 1) * stride + kernel
-    return side
 
 
 def _no_image(name: str, smallest: int, environment: EnvironmentSpec) -> str:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.networks.convolutional import ImageNetwork, PixelConv2d, Trunk
-from shared.networks.leaves import Picture
+from shared.networks.pictures import Picture
 from shared.specs import Agent, EnvironmentSpec, NetworkSpec
 
 _SECTIONS = (16, 32, 32)

@@ -2,39 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shared.networks.pictures import channels_first, is_image
 from shared.specs import LeafSpec
-
-_COLOURS = (1, 3, 4)  # sizes that say which axis holds the channels
-
-
-class Picture(NamedTuple):
-    """How a leaf looks as an image."""
-
-    channels: int
-    height: int
-    width: int
-
-
-def is_image(leaf: LeafSpec) -> bool:
-    """Whether a leaf is an image: uint8, bool or floating, with two or three axes."""
-    kind = np.dtype(leaf.dtype)
-    return leaf.n == 0 and len(leaf.shape) in (2, 3) and (kind.kind in "fb" or kind == np.uint8)
-
-
-def picture(leaf: LeafSpec) -> Picture:
-    """Channels and size of an image leaf; see `pixels` for where the channels stand."""
-    if len(leaf.shape) == 2:
-        return Picture(1, *leaf.shape)
-    if _channels_first(leaf):
-        return Picture(*leaf.shape)
-    height, width, channels = leaf.shape
-    return Picture(channels, height, width)
 
 
 def pixels(leaf: LeafSpec, values: Tensor) -> Tensor:
@@ -47,7 +20,7 @@ def pixels(leaf: LeafSpec, values: Tensor) -> Tensor:
         values = values.unsqueeze(1)
     if len(leaf.shape) == 2:
         return values
-    if not _channels_first(leaf):
+    if not channels_first(leaf):
         values = values.movedim(-1, 2)
     return values.flatten(1, 2)
 
@@ -96,7 +69,3 @@ def _flat(leaf: LeafSpec, values: Tensor) -> Tensor:
 
 def _is_uint8_image(leaf: LeafSpec) -> bool:
     return is_image(leaf) and leaf.dtype == "uint8"
-
-
-def _channels_first(leaf: LeafSpec) -> bool:
-    return leaf.shape[0] in _COLOURS and leaf.shape[-1] not in _COLOURS

@@ -1,7 +1,7 @@
 """The network of Mnih et al. 2015 (Nature 518), as R2D2 and many others use it."""
 
-from shared.networks.convolutional import ConvolutionTrunk, ImageNetwork, Trunk, smallest_side
-from shared.networks.leaves import Picture
+from shared.networks.convolutional import ConvolutionTrunk, ImageNetwork, Trunk
+from shared.networks.pictures import Picture, smallest_side
 
 _LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from shared.errors import ConfigurationError
-from shared.networks.build import AVAILABLE, build_network, resolved_network
+from shared.networks.build import AVAILABLE, build_network
 from shared.networks.contract import random_input
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
 from shared.networks.interface import NetworkInput, Output, QOutput, State
 from shared.networks.mlp import MlpNetwork
 from shared.networks.nature import NatureNetwork
+from shared.networks.pictures import resolved_network
 from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from tests.support.counting import CountingNetwork
 

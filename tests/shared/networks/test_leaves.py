@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from shared.networks.leaves import FlatLeaves, Picture, is_image, one_hot, picture, pixels, scale
+from shared.networks.leaves import FlatLeaves, one_hot, pixels, scale
+from shared.networks.pictures import Picture, is_image, picture
 from shared.specs import LeafSpec
 
 

@@ -8,9 +8,10 @@ from torch import nn
 
 from shared.networks.build import AVAILABLE, build_network
 from shared.networks.contract import random_input
-from shared.networks.convolutional import PixelConv2d, smallest_side
+from shared.networks.convolutional import PixelConv2d
 from shared.networks.impala_deep import ImpalaDeepNetwork, MaxPool
 from shared.networks.interface import Network, NetworkInput
+from shared.networks.pictures import smallest_side
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 
 SCREEN = LeafSpec(name="screen", dtype="uint8", shape=(84, 84), low=(0.0,), high=(255.0,))

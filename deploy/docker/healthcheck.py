@@ -1,0 +1,11 @@
+"""Whether the service in this container is well: asks its /healthz; exit status 0 or 1."""
+
+import os
+import sys
+from urllib.error import URLError
+from urllib.request import urlopen
+
+try:
+    urlopen(f"http://127.0.0.1:{os.environ.get('SEEDRL_HTTP_PORT', '8080')}/healthz", timeout=5)
+except (URLError, OSError) as error:
+    sys.exit(f"not healthy: {error}")
