@@ -7,12 +7,14 @@ preset serves them all), so names are checked against all models together, and e
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
+    CliSuppress,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -21,9 +23,10 @@ from pydantic_settings import (
 
 from shared.errors import ConfigurationError
 from shared.presets import ENV_PREFIX, nearest, read_preset
+from shared.secrets import check_command_line, with_secret_from_file
 from shared.subjects import validated_run_id
 
-SECRETS = frozenset({"nats_token"})
+SECRETS = frozenset({"inference_token", "nats_token"})
 
 
 class Settings(BaseSettings):
@@ -116,10 +119,58 @@ class NatsSettings(Group):
 
     nats_url: str = "nats://127.0.0.1:4222"
     """URL of the NATS server."""
-    nats_token: SecretStr | None = None
-    """Token of the NATS server; best given as SEEDRL_NATS_TOKEN."""
+    nats_token: CliSuppress[SecretStr | None] = None
+    """Token of the NATS server; given as SEEDRL_NATS_TOKEN."""
+    nats_token_file: Path | None = None
+    """File with the token of the NATS server, instead of SEEDRL_NATS_TOKEN in the environment."""
+    nats_ca: Path | None = None
+    """PEM file with the certificates that vouch for the NATS server's; with it, TLS is insisted on."""
+    nats_cert: Path | None = None
+    """PEM file with this client's certificate, for a NATS server that asks for one; with --nats-key."""
+    nats_key: Path | None = None
+    """PEM file with the key of --nats-cert."""
     connect_timeout: float = Field(10.0, gt=0)
     """Seconds after which a command (not a service) gives up on a NATS server it cannot reach."""
+
+    @classmethod
+    def of(cls, config: BaseModel, **changed: Any) -> "NatsSettings":
+        """These settings out of a larger configuration, but for what is `changed`."""
+        values = {name: getattr(config, name) for name in NatsSettings.model_fields}
+        return NatsSettings.model_validate({**values, **changed})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nats_token_from_its_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_secret_from_file(values, "nats_token")
+
+    @model_validator(mode="after")
+    def _nats_certificate_and_key(self) -> Self:
+        if (self.nats_cert is None) != (self.nats_key is None):
+            raise ValueError("nats_cert and nats_key go together")
+        if self.nats_cert is not None and self.nats_ca is None:
+            raise ValueError("nats_cert wants nats_ca: without TLS nobody asks for it")
+        return self
+
+
+class InferenceAccess(Group):
+    """What actors must bring to be served by inference."""
+
+    inference_token: CliSuppress[SecretStr | None] = None
+    """Token that actors must bring; given as SEEDRL_INFERENCE_TOKEN."""
+    inference_token_file: Path | None = None
+    """File with the token that actors must bring, instead of SEEDRL_INFERENCE_TOKEN in the environment.
+    Inference takes any of the file's lines, actors bring the first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inference_token_from_its_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return with_secret_from_file(values, "inference_token")
+
+    @property
+    def inference_tokens(self) -> list[str]:
+        """The tokens, the newest first; empty where none is wanted."""
+        secret = self.inference_token.get_secret_value() if self.inference_token else ""
+        return [line.strip() for line in secret.splitlines() if line.strip()]
 
 
 class AgentSettings(Group):
@@ -209,6 +260,7 @@ def load(
     except SettingsError as error:
         text = str(error).removeprefix("error parsing CLI: ")
         raise ConfigurationError(f"{text} (see {prog} --help)") from error
+    check_command_line(command_line, SECRETS, ENV_PREFIX)
     environment = _environment(model, names)
     preset_name = command_line.get("preset", environment.get("preset", preset_name))
     preset = read_preset(str(preset_name), names) if preset_name is not None else {}
@@ -239,7 +291,9 @@ def _order_help(parser: Any, model: type[BaseModel], prog: str) -> None:
 def secret_values(config: BaseModel) -> list[str]:
     """The secrets in `config`, for whoever must not write them down."""
     values = (getattr(config, name, None) for name in SECRETS)
-    return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+    return [
+        line for value in values if isinstance(value, SecretStr) for line in value.get_secret_value().split()
+    ]
 
 
 def _environment(model: type[Settings], names: set[str]) -> dict[str, Any]:

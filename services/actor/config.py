@@ -3,12 +3,13 @@
 import os
 import re
 import socket
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import CliPositionalArg
 
-from shared.config import ServiceSettings, Settings
+from shared.config import InferenceAccess, ServiceSettings, Settings
 
 _ADDRESS = re.compile(r"unix:.+|(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):(?P<port>\d{1,5})")
 
@@ -18,7 +19,7 @@ def default_actor_id() -> str:
     return f"{socket.gethostname()[:100]}-{os.getpid()}"
 
 
-class ActorConfig(Settings, ServiceSettings):
+class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     """Steps environments: sends observations to an inference service and takes actions from it.
 
     Holds no policy and needs no GPU and no NATS; start as many as you like, end them when you like.
@@ -32,6 +33,8 @@ class ActorConfig(Settings, ServiceSettings):
     """Environment: a Gymnasium id, or module:id for one that your own module registers."""
     inference_url: str = "127.0.0.1:50051"
     """Address of the inference service, host:port (or unix:/path)."""
+    tls_ca: Path | None = None
+    """PEM file with the certificates that vouch for inference's; with it, inference is spoken to over TLS."""
     actor_id: str = Field(default_factory=default_actor_id, min_length=1, max_length=128)
     """Name of this actor in logs and statistics; default: host and process id."""
     role: Literal["train", "eval"] = "train"

@@ -22,6 +22,7 @@ from shared.telemetry import get_logger
 
 WELCOME_SECONDS = 30.0
 
+_WRONG_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"  # of inference, by --tls-ca
 _FINAL_FOR_HELLO = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -105,7 +106,8 @@ class Group:
 
     async def _one_stream(self) -> None:
         """Returns when inference ended the stream with OK. Raises StreamLost, ProtocolError or Refused."""
-        async with InferenceStream(self._stub) as stream:
+        token = next(iter(self._config.inference_tokens), None)
+        async with InferenceStream(self._stub, token=token) as stream:
             if not await self._is_welcomed(stream):
                 return
             try:
@@ -126,7 +128,7 @@ class Group:
         except TimeoutError:
             raise StreamLost(f"no answer to Hello in {WELCOME_SECONDS:g} s") from None
         except StreamEnded as ended:
-            if ended.code in _FINAL_FOR_HELLO:
+            if ended.code in _FINAL_FOR_HELLO or _WRONG_CERTIFICATE in ended.details:
                 raise Refused(
                     f"inference at {self._config.inference_url} refused this actor: {_words(ended)}"
                 ) from ended

@@ -84,7 +84,8 @@ class _Actor:
 
     async def play(self, stop: asyncio.Event) -> None:
         """Steps all groups; sets `stop` as soon as one of them hears that the run is over."""
-        async with self._made() as environments, connected(self._config.inference_url) as stub:
+        config = self._config
+        async with self._made() as environments, connected(config.inference_url, config.tls_ca) as stub:
             self._groups = [
                 Group(
                     self._config,

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -10,6 +12,7 @@ import grpc
 import grpc.aio
 from grpc.aio import EOF  # type: ignore[attr-defined]  # missing in the stubs
 
+from shared.errors import ConfigurationError
 from shared.wire import inference_pb2 as pb
 from shared.wire.inference_pb2_grpc import InferenceStub
 from shared.wire.limits import MAX_MESSAGE_BYTES, MIB
@@ -45,10 +48,29 @@ class StreamEnded(Exception):
 
 
 @contextlib.asynccontextmanager
-async def connected(address: str) -> AsyncIterator[InferenceStub]:
-    """Stub of the inference service at `address`; connects when it is first used."""
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+async def connected(address: str, tls_ca: Path | None = None) -> AsyncIterator[InferenceStub]:
+    """Stub of the inference service at `address`; connects when it is first used.
+
+    `tls_ca`: speaks TLS, with whom these certificates vouch for. Raises ConfigurationError when it cannot be
+    read.
+    """
+    if tls_ca is None:
+        channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    else:
+        credentials = grpc.ssl_channel_credentials(_certificates(tls_ca))
+        channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+    async with channel:
         yield InferenceStub(channel)
+
+
+def _certificates(path: Path) -> bytes:
+    try:
+        ssl.create_default_context(cafile=path)
+        return path.read_bytes()
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"tls_ca: {path} holds no PEM certificates") from error
+    except OSError as error:
+        raise ConfigurationError(f"tls_ca: cannot read {path}: {error.strerror}") from error
 
 
 class InferenceStream:
@@ -58,14 +80,16 @@ class InferenceStream:
     would abort it.
     """
 
-    def __init__(self, stub: InferenceStub) -> None:
+    def __init__(self, stub: InferenceStub, *, token: str | None = None) -> None:
+        """`token`: what inference asks for."""
         self._stub = stub
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._writing: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Self:
         act: Any = self._stub.Act  # its stub knows the call with an iterator of requests only
-        self._call = act()
+        self._call = act(metadata=self._metadata)
         return self
 
     async def __aexit__(

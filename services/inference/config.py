@@ -1,11 +1,23 @@
 """Configuration of the inference service."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Self
 
-from shared.config import AgentSettings, DeviceSettings, NatsSettings, ServiceSettings, Settings
+from pydantic import Field, model_validator
+
+from shared.config import (
+    AgentSettings,
+    DeviceSettings,
+    InferenceAccess,
+    NatsSettings,
+    ServiceSettings,
+    Settings,
+)
 
 
-class InferenceConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, DeviceSettings):
+class InferenceConfig(
+    Settings, ServiceSettings, NatsSettings, InferenceAccess, AgentSettings, DeviceSettings
+):
     """Holds the policy: answers actors' observations with actions, cuts trajectories, follows the weights.
 
     Examples:  seedrl inference --nats-url nats://nats:4222 --host 0.0.0.0
@@ -16,6 +28,10 @@ class InferenceConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, De
     """Address the gRPC server binds to."""
     port: int = Field(50051, ge=0, le=65535)
     """Port of the gRPC server; 0 takes a free one and logs it."""
+    tls_cert: Path | None = None
+    """PEM file with the gRPC server's certificate chain; with --tls-key, actors are served over TLS only."""
+    tls_key: Path | None = None
+    """PEM file with the key of --tls-cert."""
     max_batch_size: int = Field(256, ge=1)
     """Rows (environments) after which a batch leaves; a larger group goes alone."""
     max_batch_delay: float = Field(0.002, ge=0)
@@ -26,3 +42,9 @@ class InferenceConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, De
     """Seconds an actor may take for a step before its stream is ended; its waiting does not count."""
     seed: int | None = Field(None, ge=0)
     """Seed of the sampled actions; default: a fresh one."""
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        return self

@@ -67,6 +67,11 @@ class InferenceMetrics:
         self.refused_messages = counter(
             "refused_messages_total", "Messages of actors that ended their stream.", "reason"
         )
+        self.refused_connections = counter(
+            "refused_connections_total",
+            "Calls without the token, and connections without TLS.",
+            "reason",
+        )
         self.refused_weights = counter("refused_weights_total", "Weights that are not of this run's network.")
         self.streams = gauge("streams", "Groups of environments connected.")
         self.environments = gauge("environments", "Environments connected.")
@@ -75,5 +80,7 @@ class InferenceMetrics:
         self.weights_update = gauge("weights_update", "The learner's update count of the weights in use.")
         for reason in REASONS:
             self.refused_messages.labels(reason)
+        for why in ("token", "tls", "plaintext"):
+            self.refused_connections.labels(why)
         for cause in ("full", "connection"):
             self.publish_retries.labels(cause)

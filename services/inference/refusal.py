@@ -25,10 +25,13 @@ Reason = Literal[
     "reward",
     "observation",
     "timeout",  # a Step that did not come
+    "token",  # none or a wrong one
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
-Status = Literal["INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "OK"]
+Status = Literal[
+    "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "OK"
+]
 
 
 class Refusal(ProtocolError):

@@ -1,7 +1,7 @@
 """The gRPC server: its address, its limits, and the services beside Act (health, reflection)."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import grpc.aio
@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.inference.servicer import InferenceServicer
 from services.inference.session import FRAMING_BYTES
+from services.inference.tls import TlsFront
 from shared.addresses import free_port, joined
 from shared.errors import ConfigurationError
 from shared.telemetry import get_logger
@@ -61,14 +62,19 @@ class Health:
 
 @asynccontextmanager
 async def serving_actors(
-    host: str, port: int, servicer: InferenceServicer, health_: Health
+    host: str,
+    port: int,
+    servicer: InferenceServicer,
+    health_: Health,
+    front: TlsFront | None = None,
 ) -> AsyncIterator[int]:
     """Listens on `host`:`port` (0: a free one) and yields the port; on leaving, every call is over.
 
-    Raises ConfigurationError when the address cannot be listened on.
+    `front` listens there in the server's place and speaks TLS. Raises ConfigurationError when the address
+    cannot be listened on.
     """
     free_port(host, port)
-    address = joined(host, port)
+    address = joined(host, port) if front is None else f"unix:{front.backend}"
     server = grpc.aio.server(options=OPTIONS)
     act = grpc.stream_stream_rpc_method_handler(servicer.act)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Act": act}),))
@@ -84,9 +90,12 @@ async def serving_actors(
     except RuntimeError as error:
         raise ConfigurationError(f"grpc: cannot listen on {address}") from error
     await server.start()
-    log.info("grpc", address=f"{address.rpartition(':')[0]}:{bound}")
-    try:
-        yield bound
-    finally:
-        await health_.servicer.enter_graceful_shutdown()
-        await server.stop(_END_SECONDS)
+    async with AsyncExitStack() as stack:
+        if front is not None:
+            bound = await stack.enter_async_context(front.listening(host, port))
+        log.info("grpc", address=joined(host, bound), tls=front is not None)
+        try:
+            yield bound
+        finally:
+            await health_.servicer.enter_graceful_shutdown()
+            await server.stop(_END_SECONDS)

@@ -4,11 +4,12 @@ import asyncio
 import os
 import socket
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import torch
 
+from services.inference.access import Access
 from services.inference.agreement import Agreement
 from services.inference.chunk_publisher import ChunkPublisher
 from services.inference.config import InferenceConfig
@@ -20,6 +21,7 @@ from services.inference.server import Health, serving_actors
 from services.inference.servicer import InferenceServicer
 from services.inference.status import Report
 from services.inference.streams import Streams
+from services.inference.tls import tls_front
 from shared.bus.connection import Bus, connected_bus
 from shared.bus.control import publish_status, serve_control
 from shared.bus.weights import watch_weights
@@ -97,8 +99,14 @@ class _Service:
             on_episode=self._episodes.add,
             metrics=metrics,
         )
+        self._access = Access(config.inference_tokens, metrics)
         self._servicer = InferenceServicer(
-            agreement, self._streams, metrics, run_id=config.run_id, step_timeout=config.step_timeout
+            agreement,
+            self._streams,
+            metrics,
+            self._access,
+            run_id=config.run_id,
+            step_timeout=config.step_timeout,
         )
         self._health = Health()
         self._over = asyncio.Event()  # the run was stopped
@@ -109,7 +117,15 @@ class _Service:
         """Serves actors until `stop` is set; then every stream has ended."""
         config = self._config
         handlers = {"pause": self._pause, "resume": self._resume, "stop": self._stop}
-        async with serving_actors(config.host, config.port, self._servicer, self._health):
+        async with AsyncExitStack() as stack:
+            front = None
+            if config.tls_cert is not None and config.tls_key is not None:
+                front = await stack.enter_async_context(
+                    tls_front(config.tls_cert, config.tls_key, self._access)
+                )
+            await stack.enter_async_context(
+                serving_actors(config.host, config.port, self._servicer, self._health, front)
+            )
             try:
                 await run_until_stopped(
                     self._agreement.settle(),

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]
 
+from services.inference.access import Access
 from services.inference.agreement import Agreement
 from services.inference.metrics import InferenceMetrics
 from services.inference.refusal import Refusal
@@ -48,6 +49,7 @@ class InferenceServicer:
         agreement: Agreement,
         streams: Streams,
         metrics: InferenceMetrics,
+        access: Access,
         *,
         run_id: str,
         step_timeout: float,
@@ -55,6 +57,7 @@ class InferenceServicer:
         self._agreement = agreement
         self._streams = streams
         self._metrics = metrics
+        self._access = access
         self._run_id = run_id
         self._step_timeout = step_timeout
         self._calls: set[_Call] = set()
@@ -109,6 +112,7 @@ class InferenceServicer:
             self._calls.discard(call)
 
     async def _serve(self, call: _Call, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._access.check(context.invocation_metadata() or (), context.peer())
         if self._closed is not None:
             raise self._closed
         hello = await _exchanged(call, context, None)
@@ -128,7 +132,7 @@ class InferenceServicer:
                 log.info("stream ended", **_who(introduction), steps=stream.group.steps)
 
     def _refused(self, call: _Call, refusal: Refusal) -> None:
-        if refusal.status == "OK":
+        if refusal.status in ("OK", "UNAUTHENTICATED"):  # the latter: see Access
             return
         self._metrics.refused_messages.labels(refusal.reason).inc()
         who = _who(call.introduction) if call.introduction else {}

@@ -20,6 +20,13 @@ from shared.config import Settings, load
 from shared.errors import RunError
 
 CONFIG_FILE = "config.yaml"
+NATS_ACCESS = ("nats_token", "nats_ca", "nats_cert", "nats_key")
+INFERENCE_ACCESS = {
+    "inference": ("inference_token", "tls_cert", "tls_key"),
+    "actor": ("inference_token", "tls_ca"),
+}
+"""How services reach one another: nothing of a run's, so not in its configuration."""
+_ACCESS = {*NATS_ACCESS, *INFERENCE_ACCESS["inference"], *INFERENCE_ACCESS["actor"]}
 _OWN_OF_ONE_PROCESS = {"actor_id", "http_host", "http_port", "inference_url", "resume", "role", "run_dir"}
 
 
@@ -113,7 +120,7 @@ def saved_env(run_dir: Path) -> str:
 def write_config(config: TrainConfig, path: Path) -> None:
     """Writes the resolved configuration, without secrets: a preset for every service of the run."""
     values = config.model_dump(
-        mode="json", exclude=_OWN_OF_ONE_PROCESS | {"preset", "nats_token"}, exclude_none=True
+        mode="json", exclude=_OWN_OF_ONE_PROCESS | {"preset"} | _ACCESS, exclude_none=True
     )
     try:
         path.write_text(yaml.safe_dump(values, sort_keys=True))

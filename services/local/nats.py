@@ -22,9 +22,7 @@ log = structlog.get_logger(__name__)
 async def nats_of_run(config: TrainConfig) -> AsyncIterator[NatsSettings]:
     """How to reach the run's NATS server during the block. Raises ServiceFailed when it keeps dying."""
     if config.nats_url is not None:
-        yield NatsSettings(
-            nats_url=config.nats_url, nats_token=config.nats_token, connect_timeout=config.connect_timeout
-        )
+        yield NatsSettings.of(config)
         return
     started: asyncio.Future[NatsSettings] = asyncio.get_running_loop().create_future()
     async with beside(_kept_running(config.directory / "nats", started)):

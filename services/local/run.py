@@ -4,13 +4,16 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 
+from pydantic import SecretStr
+
 from services.learner.accounts import has_begun
-from services.local.config import CONFIG_FILE, TrainConfig
+from services.local.config import CONFIG_FILE, INFERENCE_ACCESS, NATS_ACCESS, TrainConfig
 from services.local.connection import Connection
 from services.local.process import ChildProcess, seedrl
 from services.local.supervisor import SupervisedService
 from shared.addresses import free_port, joined
 from shared.config import NatsSettings
+from shared.presets import ENV_PREFIX
 
 # Of the processor, what actors would take from the learner comes back as trajectories that wait and grow old.
 ACTOR_NICENESS = 5
@@ -81,18 +84,31 @@ class LocalRun:
     def _service(self, name: str, command: Callable[[], Sequence[str]]) -> SupervisedService:
         logs = self.config.directory / "logs"
         logs.mkdir(exist_ok=True)
-        secret = self.nats.nats_token
-        credentials = {"SEEDRL_NATS_TOKEN": secret.get_secret_value()} if secret else {}
         is_actor = name.startswith("actor")
         return SupervisedService(
             ChildProcess(
                 name,
                 command,
-                environment={} if is_actor else credentials,
+                environment=self._access(name.partition("-")[0]),
                 log=logs / f"{name}.log",
                 niceness=ACTOR_NICENESS if is_actor else 0,
             )
         )
+
+    def _access(self, service: str) -> dict[str, str]:
+        """What the service needs to reach the others, in its environment: process lists do not show that."""
+        settings: dict[str, object] = {}
+        if service != "actor":
+            settings |= {name: getattr(self.nats, name) for name in NATS_ACCESS}
+        if service in INFERENCE_ACCESS:
+            settings |= {name: getattr(self.config, name) for name in INFERENCE_ACCESS[service]}
+        return {
+            ENV_PREFIX + name.upper(): value.get_secret_value()
+            if isinstance(value, SecretStr)
+            else str(value)
+            for name, value in settings.items()
+            if value is not None
+        }
 
     def _common(self) -> list[str]:
         return ["--preset", str(self.config.directory / CONFIG_FILE), "--log-format", "json"]
@@ -119,3 +135,7 @@ class LocalRun:
 
 def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+
+
+def _told(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -13,6 +13,13 @@ _CLOSE_SECONDS = 1.0
 _CANCEL_AGAIN_SECONDS = 0.1
 
 
+class TlsMissing(nats.errors.Error):
+    """The server speaks no TLS, which is insisted on."""
+
+    def __str__(self) -> str:
+        return "it speaks no TLS, which nats_ca insists on"
+
+
 class PromptTransport(TcpTransport):
     """TCP that is given up after a second when the peer does not take what is still to be sent.
 
@@ -66,6 +73,12 @@ class PromptClient(Client):
         super().__init__()
         self._transport = PromptTransport()
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Before anything is sent: with TLS configured, the token goes over TLS or nowhere."""
+        if "tls" in self.options and not info.get("tls_required"):
+            raise TlsMissing
+        await super()._process_info(info, initial_connection)
 
     @property
     def lost(self) -> "asyncio.Future[None]":

@@ -7,6 +7,7 @@ Refused when the server refuses the token, whenever that happens.
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -17,7 +18,8 @@ import structlog
 from nats.js import JetStreamContext
 
 from shared.bus.beside import beside
-from shared.bus.client import PromptClient, ended
+from shared.bus.client import PromptClient, TlsMissing, ended
+from shared.bus.tls import client_context
 from shared.bus.trouble import words
 from shared.config import NatsSettings
 from shared.errors import ConfigurationError, ConnectionFailed, Refused, SeedrlError
@@ -108,7 +110,9 @@ async def connected_bus(
     """
     subjects = Subjects(run_id)
     token = settings.nats_token.get_secret_value() if settings.nats_token is not None else None
-    connection = _Connection(validated_urls(settings.nats_url), token, name, logs_start=patient)
+    connection = _Connection(
+        validated_urls(settings.nats_url), token, name, tls=client_context(settings), logs_start=patient
+    )
     try:
         async with beside(connection.connect(), connection.fail()):
             if patient:
@@ -128,13 +132,17 @@ def validated_urls(urls: str) -> list[str]:
 class _Connection:
     """The client of a bus; turns its callbacks into state, one log line per outage, or a failure."""
 
-    def __init__(self, urls: list[str], token: str | None, name: str, *, logs_start: bool) -> None:
+    def __init__(
+        self, urls: list[str], token: str | None, name: str, *, tls: ssl.SSLContext | None, logs_start: bool
+    ) -> None:
         self.client = PromptClient()
         self.address = ",".join(_without_credentials(url) for url in urls)
         self.up = asyncio.Event()
         self.tried = asyncio.Event()
         self.was_up = False
         self._options: dict[str, Any] = {"servers": urls, "token": token, "name": name}
+        if tls is not None:
+            self._options["tls"] = tls
         self._failure: asyncio.Future[SeedrlError] = asyncio.get_running_loop().create_future()
         self._reason = "no answer"
         self._logs_start = logs_start
@@ -192,7 +200,12 @@ class _Connection:
         await self.client.leave()
 
     async def _on_error(self, error: Exception) -> None:
-        if _is_refusal(error):
+        if isinstance(error, TlsMissing):
+            self._fail(Refused(f"NATS at {self.address} is refused: {error}"))
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            words_ = f"the certificate of NATS at {self.address} is refused: {error.verify_message} (nats_ca)"
+            self._fail(Refused(words_))
+        elif _is_refusal(error):
             self._fail(Refused(f"NATS at {self.address} refuses the token (nats_token, SEEDRL_NATS_TOKEN)"))
         elif self.up.is_set() and not isinstance(error, (OSError, nats.errors.StaleConnectionError)):
             self._complain(words(error))

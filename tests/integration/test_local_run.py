@@ -237,8 +237,8 @@ def test_two_runs_side_by_side_on_one_server_do_not_meet(tmp_path: Path) -> None
         host.until(lambda: bool(host.connection()))
         url = host.connection()["nats_url"]
         token = host.connection()["nats_token"]
-        words = ("Acrobot-v1", "--total-steps", "4000", "--nats-url", url, "--nats-token", token, *patient)
-        with training(*words, directory=tmp_path / "b", cwd=tmp_path) as guest:
+        words = ("Acrobot-v1", "--total-steps", "4000", "--nats-url", url, *patient)
+        with training(*words, directory=tmp_path / "b", cwd=tmp_path, SEEDRL_NATS_TOKEN=token) as guest:
             guest.finish()
         host.until_steps(2000)
         host.end()

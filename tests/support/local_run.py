@@ -85,12 +85,12 @@ class LocalRun:
 
 
 @contextlib.contextmanager
-def training(*words: str, directory: Path, cwd: Path) -> Iterator[LocalRun]:
-    """A running `seedrl train *words`; killed at the end if it still runs."""
+def training(*words: str, directory: Path, cwd: Path, **settings: str) -> Iterator[LocalRun]:
+    """A running `seedrl train *words` with `settings` in its environment; killed if it still runs."""
     process = subprocess.Popen(
         command("train", *words, "--run-dir", directory),
         cwd=cwd,
-        env=environment(),
+        env=environment(**settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

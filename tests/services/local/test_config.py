@@ -66,8 +66,12 @@ def test_a_resumed_run_has_its_own_configuration_and_options_win_over_it() -> No
         loaded("Acrobot-v1", "--resume", "--run-dir", "x")
 
 
-def test_what_is_written_down_is_a_preset_for_every_service_without_secrets() -> None:
-    write("CartPole-v1", "--run-dir", "x", "--nats-url", "nats://h:1", "--nats-token", "hush", "--seed", "3")
+def test_what_is_written_down_is_a_preset_for_every_service_without_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SEEDRL_NATS_TOKEN", "hush")
+    monkeypatch.setenv("SEEDRL_INFERENCE_TOKEN", "hush")
+    write("CartPole-v1", "--run-dir", "x", "--nats-url", "nats://h:1", "--seed", "3")
     assert "hush" not in Path("x", CONFIG_FILE).read_text()
     known = (TrainConfig, ActorConfig, InferenceConfig, LearnerConfig)
     for model in (InferenceConfig, LearnerConfig):

@@ -1,0 +1,36 @@
+"""TLS to NATS: whom to believe, and what to show."""
+
+import ssl
+from pathlib import Path
+
+from shared.config import NatsSettings
+from shared.errors import ConfigurationError
+
+
+def client_context(settings: NatsSettings) -> ssl.SSLContext | None:
+    """How to speak TLS to the server of `settings`; None: not at all. Raises ConfigurationError."""
+    if settings.nats_ca is None:
+        return None
+    for name in ("nats_ca", "nats_cert", "nats_key"):
+        _check_readable(name, getattr(settings, name))
+    try:
+        context = ssl.create_default_context(cafile=settings.nats_ca)
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"nats_ca: {settings.nats_ca} holds no PEM certificates") from error
+    if settings.nats_cert is not None:
+        try:
+            context.load_cert_chain(settings.nats_cert, settings.nats_key)
+        except ssl.SSLError as error:
+            raise ConfigurationError(
+                f"nats_cert, nats_key: {settings.nats_cert} and {settings.nats_key} are "
+                f"no PEM certificate and its key"
+            ) from error
+    return context
+
+
+def _check_readable(name: str, path: Path | None) -> None:
+    try:
+        if path is not None:
+            path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{name}: cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,42 @@
+"""Secrets from files, and what must not be said on a command line."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shared.errors import ConfigurationError
+
+_CREDENTIALS = re.compile(r"//[^/]*@")
+
+
+def with_secret_from_file(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """`values` with the setting `name` in place of the file `<name>_file`. Raises ValueError."""
+    path = values.get(f"{name}_file")
+    if path is None:
+        return values
+    if values.get(name) is not None:
+        raise ValueError(f"{name} and {name}_file: give one of them")
+    try:
+        text = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise ValueError(f"{name}_file: cannot read {path}: {reason}") from error
+    if not text:
+        raise ValueError(f"{name}_file: {path} is empty")
+    rest = {key: value for key, value in values.items() if key != f"{name}_file"}
+    return {**rest, name: text}
+
+
+def check_command_line(values: Mapping[str, Any], secrets: frozenset[str], prefix: str) -> None:
+    """Raises ConfigurationError for a secret on the command line, where process lists show it."""
+    for name in values.keys() & secrets:
+        option = f"--{name.replace('_', '-')}"
+        raise ConfigurationError(
+            f"{option}: process lists would show it; give {prefix}{name.upper()} in the environment, "
+            f"or {option}-file"
+        )
+    if _CREDENTIALS.search(str(values.get("nats_url", ""))):
+        raise ConfigurationError(
+            f"--nats-url: process lists would show its credentials; give {prefix}NATS_URL in the environment"
+        )
