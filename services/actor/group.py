@@ -148,6 +148,7 @@ class Group:
         while True:
             sent = time.perf_counter()
             await stream.send(messages.step(sequence, transition))
+            self._metrics.sending_seconds += time.perf_counter() - sent
             response = await stream.receive()
             if response is None:
                 return
@@ -167,6 +168,7 @@ class Group:
         timed = functools.partial(_timed, self._environments, action)
         transition, seconds = await self._threads.run(timed, limit_seconds=self._config.step_timeout)
         self._metrics.step_seconds.observe(seconds)
+        self._metrics.stepping_seconds += seconds
         self._count(transition)
         return transition
 

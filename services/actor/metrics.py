@@ -9,6 +9,9 @@ class ActorMetrics:
     """Registered on the registry that is passed in."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.stepping_seconds = 0.0  # summed over groups, as is the next
+        self.sending_seconds = 0.0
+
         def counter(name: str, text: str) -> Counter:
             return Counter(f"seedrl_actor_{name}", text, registry=registry)
 

@@ -18,6 +18,7 @@ from services.actor.restarting import EnvironmentHangs
 from services.actor.stepping import SteppedGroup
 from services.actor.stream import connected
 from services.actor.threads import StepThreads
+from shared.activity import Activity
 from shared.http import new_registry, serving_http
 from shared.runtime import run_until_stopped
 from shared.telemetry import Progress, get_logger
@@ -36,6 +37,7 @@ async def run(config: ActorConfig, *, stop: asyncio.Event) -> None:
     registry = new_registry()
     with StepThreads(config.step_threads) as threads:
         actor = _Actor(config, ActorMetrics(registry), threads)
+        registry.register(actor.activity)
         async with serving_http(
             config.http_host,
             config.http_port,
@@ -57,6 +59,11 @@ class _Actor:
         self._metrics = metrics
         self._threads = threads
         self._groups: list[Group] = []
+        self.activity = Activity(
+            "actor",
+            lambda: metrics.stepping_seconds / config.step_threads,
+            lambda: metrics.sending_seconds / config.groups,
+        )
         self.progress = Progress()
 
     def waiting_for(self) -> list[str]:
@@ -79,6 +86,7 @@ class _Actor:
             "environments": config.groups * config.group_size,
             "steps": sum(group.state.steps for group in self._groups),
             "waiting_for": self.waiting_for(),
+            "activity": self.activity.shares(),
             "groups": [asdict(group.state) for group in self._groups],
         }
 
@@ -111,6 +119,7 @@ class _Actor:
                 )
             if self._threads.longest_job() < 2 * _BEAT_SECONDS:
                 self.progress.beat("environments")
+            self.activity.sample()
             await asyncio.sleep(_BEAT_SECONDS)
 
     @contextlib.asynccontextmanager

@@ -140,7 +140,7 @@ class Probe:
             busy={
                 "actor": stepping / (len(actors) * self._training.step_threads),
                 "inference": inference["seedrl_inference_batch_seconds_sum", ""],
-                "learner": learner["seedrl_learner_activity_seconds_total", "training"],
+                "learner": learner["seedrl_learner_activity_seconds_total", "work"],
             },
             cpu=self._cpu(),
         )

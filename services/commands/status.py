@@ -30,6 +30,9 @@ def status(config: StatusConfig) -> int:
         for service, name, says in sorted(found, key=lambda row: row[:2])
     ]
     Console().print(services_table(rows, title=f"run {run_id}"))
+    for service, _, says in found:
+        if service == "learner" and "bottleneck" in says:
+            Console().print(f"bottleneck: {says['bottleneck']}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.inference.refusal import REASONS
+from shared.activity import HeldShare
 
 _ROLES = ("train", "eval")
 _BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -36,6 +37,8 @@ class InferenceMetrics:
             return Histogram(f"seedrl_inference_{name}", text, buckets=buckets, registry=registry)
 
         self.registry = registry
+        self.model_seconds = 0.0  # in batches
+        self.held = HeldShare()  # of the streams, by chunks that cannot leave
         self.batches = Tally(counter("batches_total", "Batches that the network computed."))
         self.rows = Tally(counter("rows_total", "Environments' observations that the network computed."))
         self.batch_rows = histogram("batch_rows", "Rows of a batch.", _BATCH_ROWS)

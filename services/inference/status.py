@@ -8,6 +8,7 @@ from services.inference.agreement import Agreement
 from services.inference.chunk_publisher import ChunkPublisher
 from services.inference.metrics import InferenceMetrics
 from services.inference.streams import Stream, Streams
+from shared.activity import Activity
 from shared.bus.connection import Bus
 
 _RATE_SECONDS = 10.0
@@ -54,9 +55,12 @@ class Report:
         self._publisher = publisher
         self._metrics = metrics
         self._speed = Rate()
+        self._activity = Activity("inference", lambda: metrics.model_seconds, metrics.held.seconds)
+        metrics.registry.register(self._activity)
 
     def sample(self) -> None:
         """Takes the totals of this moment."""
+        self._activity.sample()
         self._speed.add(monotonic(), self._metrics.steps["train"].total)
 
     def not_ready(self) -> list[str]:
@@ -85,6 +89,7 @@ class Report:
         return {
             "waiting": self.waiting(),
             "paused": self.paused,
+            "activity": self._activity.shares(),
             "weights_version": engine.weights_version if engine else 0,
             "weights_update": engine.weights_update if engine else 0,
             "network": engine.spec.network.name if engine else None,

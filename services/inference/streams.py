@@ -86,10 +86,12 @@ class Stream:
         if awaited is None or awaited.done():
             return
         started = self.withheld_since = monotonic()
+        self._metrics.held.change(held=1)
         try:
             await asyncio.wait([awaited])
         finally:
             self.withheld_since = None
+            self._metrics.held.change(held=-1)
             self._metrics.withheld.inc(monotonic() - started)
 
 
@@ -155,11 +157,13 @@ class Streams:
         )
         self._remember(introduction.stream_id)
         self._live[introduction.stream_id] = stream
+        self._metrics.held.change(members=1)
         self._gauge()
         try:
             yield stream
         finally:
             del self._live[introduction.stream_id]
+            self._metrics.held.change(members=-1)
             engine.dispatcher.forget(group)
             self._slots.release(slots)
             self._metrics.discarded_steps.add(group.unfinished_steps)

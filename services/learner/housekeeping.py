@@ -13,6 +13,7 @@ from services.learner.report import Report
 from services.learner.settling import Bookkeeper
 from shared.bus.connection import Bus
 from shared.bus.episodes import EpisodeConsumer
+from shared.bus.statuses import watched_statuses
 from shared.bus.work_queue import queue_state
 from shared.errors import ConnectionFailed
 from shared.runtime import in_thread
@@ -46,6 +47,13 @@ class Housekeeping:
         consumer = EpisodeConsumer(self._bus)
         while True:
             self._episodes.note(await consumer.fetch(timeout=_FETCH_SECONDS))
+
+    async def follow_statuses(self) -> None:
+        """Lets the report know what the other services say of themselves, for ever."""
+        await self._bus.connected()
+        async with watched_statuses(self._bus) as board:
+            self._report.board = board
+            await asyncio.Event().wait()
 
     async def tick(self) -> None:
         """Once a second, for ever."""

@@ -193,6 +193,7 @@ class Learner:
             publisher.run(),
             housekeeping.follow_episodes(),
             housekeeping.tick(),
+            housekeeping.follow_statuses(),
             self._save_now_and_then(),
             *self._beside_replay(feeder),
         ):
@@ -229,6 +230,8 @@ class Learner:
             report.weights_version = parts.publisher.version
             await parts.feeder.count(prepared, updates=parts.session.trainer.updates)
             parts.publisher.offer()
+            report.counting_seconds += time.monotonic() - waiting_since
+            waiting_since = time.monotonic()
             self._end_if_done()
 
     def _end_if_done(self) -> None:

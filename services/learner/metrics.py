@@ -33,12 +33,7 @@ class LearnerMetrics(Collector):
             yield _counter("sequences", "Sequences trained.", accounts.sequences)
         yield _counter("episodes", "Finished training episodes.", accounts.episodes)
         yield _counter("redelivered_chunks", "Messages delivered more than once.", accounts.redelivered)
-        seconds = CounterMetricFamily(
-            f"{_PREFIX}_activity_seconds", "What the time went into, since the start.", labels=["activity"]
-        )
-        seconds.add_metric(["training"], report.training_seconds)
-        seconds.add_metric(["waiting"], report.waiting_seconds)
-        yield seconds
+        yield from report.activity.collect()
 
     def _chunks(self) -> Iterator[Metric]:
         accounts = self._report.accounts

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.learner.accounts import Accounts, summary
+from services.learner.bottleneck import bottleneck
 from services.learner.r2d2 import R2D2Metrics
 from services.learner.rates import Rates, Sample
 from services.learner.replay_counts import ReplayCounts
 from services.learner.training import UpdateMetrics
+from shared.activity import Activity, Processor
+from shared.bus.statuses import StatusBoard
 from shared.bus.work_queue import QueueState
 
 # TensorBoard's names, and the fields of both agents' metrics.
@@ -50,12 +53,20 @@ class Report:
     checkpoint: str | None = None  # the newest
     exit_reason: str | None = None
     training_seconds: float = 0.0
-    waiting_seconds: float = 0.0
+    waiting_seconds: float = 0.0  # for batches
+    counting_seconds: float = 0.0  # until what was trained may be counted and published
+    board: StatusBoard = field(default_factory=StatusBoard)  # what the other services say
+    processor: Processor = field(default_factory=Processor)
     rates: Rates = field(default_factory=Rates)
+
+    def __post_init__(self) -> None:
+        self.activity = Activity("learner", lambda: self.training_seconds, lambda: self.counting_seconds)
 
     def sample(self, now: float) -> None:
         """Takes the totals of `now` (monotonic) for the speeds."""
         accounts = self.accounts
+        self.activity.sample()
+        self.processor.sample()
         self.rates.add(
             Sample(now, accounts.steps, accounts.updates, self.training_seconds, self.waiting_seconds)
         )
@@ -75,6 +86,8 @@ class Report:
             "seconds": round(self.accounts.seconds, 3),
             **self.rates.per_second(),
             "waiting": self.waiting() + starving,
+            "activity": self.activity.shares(),
+            "bottleneck": self._bottleneck(),
             "loss": update["total_loss"],
             **update,
             "messages_held": self.held,
@@ -83,6 +96,11 @@ class Report:
             **(self._of_replay() if self.agent == "r2d2" else {}),
             "exit_reason": self.exit_reason,
         }
+
+    def _bottleneck(self) -> str:
+        me = {"waiting": self.waiting(), "activity": self.activity.shares()}
+        replays = self.board.live("replay") if self.agent == "r2d2" else []
+        return bottleneck(me, self.board.live("inference"), next(iter(replays), None), self.processor.busy)
 
     def _of_replay(self) -> dict[str, Any]:
         inserted = self.replay.inserted_items if self.replay else 0

@@ -90,6 +90,7 @@ class ReportMetrics(Collector):
         for reason, count in accounts.refused.items():
             chunks.add_metric([f"refused_{reason}"], count)
         yield chunks
+        yield from self._report.activity.collect()
         yield from self._gauges()
         yield from self._blocked()
 

@@ -171,6 +171,7 @@ class Replay:
         """Each second: what the queue says, and whether sampling can ever begin."""
         warned = False
         while True:
+            self._report.activity.sample()
             with suppress(ConnectionFailed):
                 self._report.queue = await queue_state(self._bus)
             shelf = parts.gate.shelf

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import process_time
 from typing import Any
 
 from services.replay.accounts import Accounts
 from services.replay.gate import Gate
+from shared.activity import Activity
 from shared.bus.work_queue import QueueState
 
 
@@ -22,6 +24,9 @@ class Report:
     held: Callable[[], int] = lambda: 0  # messages in hand
     snapshot: dict[str, Any] | None = None  # the newest: name, items, bytes, seconds
     restored: str | None = None  # the snapshot that this process began with
+
+    def __post_init__(self) -> None:
+        self.activity = Activity("replay", process_time, lambda: self.blocked()["inserts"][1])
 
     @property
     def ratio(self) -> float:
@@ -58,6 +63,7 @@ class Report:
         """Replay's /status. `limiter` says in words which side waits, and for what; else "free"."""
         return {
             "waiting": self.waiting(),
+            "activity": self.activity.shares(),
             **self.table_status(),
             "steps": self.accounts.steps,
             "inserted_items": self.accounts.inserted_items,

@@ -10,6 +10,7 @@ import orjson
 from shared.bus.connection import Bus
 
 Status = dict[str, Any]
+_LIVE_SECONDS = 5.0
 
 
 class StatusBoard:
@@ -26,6 +27,13 @@ class StatusBoard:
         """The newest status of any instance of `service`; empty before the first."""
         found = [status for (name, _), status in self._newest.items() if name == service]
         return max(found, key=lambda status: float(status["seen"]), default={})
+
+    def live(self, service: str) -> list[Status]:
+        """The newest status of each instance of `service` that said something in the last seconds."""
+        since = time.monotonic() - _LIVE_SECONDS
+        return [
+            status for (name, _), status in self._newest.items() if name == service and status["seen"] > since
+        ]
 
     def total(self, service: str, key: str) -> int:
         """The sum of a counter over all instances of `service` there ever were."""

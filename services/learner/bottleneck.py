@@ -1,0 +1,56 @@
+"""What holds a run up, in words with the figures; pure: the services' own statuses in, one line out.
+
+Everything is bounded by something. Whoever works all the time is it; whoever waits for input points before
+itself, whoever waits for its output to be taken points behind itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Status = Mapping[str, Any]
+
+_BUSY = 0.9
+_PROCESSOR_BUSY = 0.95
+
+
+def bottleneck(
+    learner: Status, inferences: Sequence[Status], replay: Status | None, processor: float | None
+) -> str:
+    """From statuses with `waiting` and `activity`, and the busy share of the processor."""
+    if learner.get("waiting"):
+        return f"the learner waits for {', '.join(learner['waiting'])}"
+    if not inferences:
+        return "no inference service says anything"
+    if any(inference.get("paused") for inference in inferences):
+        return "paused: inference withholds all actions (seedrl control resume)"
+    named = [("learner", _shares(learner)), *(("inference", _shares(each)) for each in inferences)]
+    said = _figures(named, processor)
+    training = _shares(learner)
+    held = max(_shares(each)["output"] for each in inferences)
+    working = max(_shares(each)["work"] for each in inferences)
+    if training["work"] >= _BUSY:
+        return f"learner: it works all the time, and what comes waits for it ({said})"
+    if training["output"] > max(training["work"], training["input"]):
+        return f"learner: it waits for its accounts and for NATS to take what it publishes ({said})"
+    if processor is not None and processor >= _PROCESSOR_BUSY:
+        return f"processor: all cores of the learner's machine are busy ({said})"
+    if working >= _BUSY:
+        return f"inference: the model works all the time ({said})"
+    if replay is not None and held > training["input"]:
+        return f"replay: it takes no more until more is sampled; limiter: {replay.get('limiter')} ({said})"
+    if held > max(training["input"], working):
+        return f"learner: inference is held back, since the queue is full ({said})"
+    return f"actors: inference waits for their observations; more actors would help ({said})"
+
+
+def _shares(status: Status) -> dict[str, float]:
+    return {"work": 0.0, "input": 0.0, "output": 0.0, **(status.get("activity") or {})}
+
+
+def _figures(named: Sequence[tuple[str, Mapping[str, float]]], processor: float | None) -> str:
+    parts = [
+        f"{name} works {shares['work']:.0%}, waits for input {shares['input']:.0%}, for output "
+        f"{shares['output']:.0%}"
+        for name, shares in named
+    ]
+    return "; ".join([*parts, *([] if processor is None else [f"processor {processor:.0%} busy"])])

@@ -1,0 +1,117 @@
+"""Where a service's time goes: work, waiting for input, waiting for those who take its output."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
+
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+WINDOW_SECONDS = 10.0
+
+
+class Shares(NamedTuple):
+    """Of a service's time, or in seconds of it."""
+
+    work: float
+    input: float
+    output: float
+
+
+class Activity(Collector):
+    """Totals since the start, for Prometheus, and shares of the last seconds, for /status.
+
+    `work` and `output` say the seconds so far; what is left of the time is `input`.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        work: Callable[[], float],
+        output: Callable[[], float] = lambda: 0.0,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._name = f"seedrl_{service}_activity_seconds"
+        self._work, self._output, self._clock = work, output, clock
+        self._start = clock()
+        self._input = 0.0
+        self._samples = deque([Shares(0.0, 0.0, 0.0)])
+
+    def totals(self) -> Shares:
+        """Seconds since the start. None of them ever falls, so input may lag by the work that is going on."""
+        elapsed = self._clock() - self._start
+        work, output = self._work(), self._output()
+        self._input = max(self._input, elapsed - work - output)
+        return Shares(work, self._input, output)
+
+    def sample(self) -> None:
+        """Takes the totals of now; to be called about each second."""
+        self._samples.append(self.totals())
+        while len(self._samples) > 2 and sum(self._samples[-1]) - sum(self._samples[1]) >= WINDOW_SECONDS:
+            self._samples.popleft()
+
+    def shares(self) -> dict[str, float]:
+        """Of the last ten seconds or so, by name; zeros at first."""
+        first, last = self._samples[0], self._samples[-1]
+        spans = [max(0.0, now - before) for now, before in zip(last, first, strict=True)]
+        whole = sum(spans) or 1.0
+        return {name: round(span / whole, 3) for name, span in zip(Shares._fields, spans, strict=True)}
+
+    def collect(self) -> Iterator[Metric]:
+        """The totals."""
+        text = "What the time went into: work, waiting for input, waiting for output to be taken."
+        family = CounterMetricFamily(self._name, text, labels=["activity"])
+        for name, seconds in self.totals()._asdict().items():
+            family.add_metric([name], seconds)
+        yield family
+
+
+class HeldShare:
+    """For how long, on average over several, each was held back."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._members = self._held = 0
+        self._seconds, self._since = 0.0, clock()
+
+    def change(self, *, members: int = 0, held: int = 0) -> None:
+        """There are so many more of them from now on, or so many more held back."""
+        self._seconds, self._since = self.seconds(), self._clock()
+        self._members += members
+        self._held += held
+
+    def seconds(self) -> float:
+        """The average's seconds so far."""
+        if not self._held:
+            return self._seconds
+        share = min(1.0, self._held / max(1, self._members))
+        return self._seconds + share * (self._clock() - self._since)
+
+
+class Processor:
+    """How busy this machine's processor is; where Linux does not say it, unknown."""
+
+    def __init__(self) -> None:
+        self._last = self._read()
+        self.busy: float | None = None  # share of all cores' time between the last two samples
+
+    def sample(self) -> None:
+        """Takes the counters of now."""
+        now = self._read()
+        if now is not None and self._last is not None and now[1] > self._last[1]:
+            idle, whole = now[0] - self._last[0], now[1] - self._last[1]
+            self.busy = round(1.0 - idle / whole, 3)
+        self._last = now
+
+    @staticmethod
+    def _read() -> tuple[int, int] | None:
+        """Idle and all ticks."""
+        try:
+            ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        except (OSError, ValueError):
+            return None
+        return ticks[3] + ticks[4], sum(ticks)
