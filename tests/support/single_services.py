@@ -141,12 +141,13 @@ class SingleServices:
         last_sequence, messages, steps_queued = self._queue()
         accounts = self.accounts()
         refused = sum(accounts.refused.values())
-        assert last_sequence == accounts.trained + refused + messages, (last_sequence, messages, accounts)
+        published = accounts.earlier_queues + last_sequence
+        assert published == accounts.trained + refused + messages, (last_sequence, messages, accounts)
         assert accounts.refused["lost"] == 0, accounts.refused
         if acted is not None:
             assert acted == accounts.steps + discarded + steps_queued, (accounts.steps, steps_queued)
         return {
-            "published": last_sequence,
+            "published": published,
             "trained": accounts.trained,
             "refused": refused,
             "queued": messages,
