@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from shared.addresses import free_port
 from tests.support.single_services import Service, SingleServices, single_services
 
 pytestmark = pytest.mark.timeout(180)
@@ -94,7 +95,7 @@ def test_training_goes_on_through_the_replacement_of_inference_and_learner(
         services.until_more_steps(ON)
         assert inference.end(number) == status
         inference = services.start("inference", *SAME)
-        services.until(lambda: len(inference.status().get("streams", ())) == 4, what="the actors' return")
+        services.until(lambda: streams(inference) == 4, what="the actors' return")
         services.until_more_steps(ON)
 
         assert first.end(number) == status
@@ -112,3 +113,33 @@ def test_training_goes_on_through_the_replacement_of_inference_and_learner(
     print(f"\n{counts}; redelivered {accounts.redelivered}, rolled back {accounts.rolled_back}")
     if number is signal.SIGTERM:
         assert accounts.rolled_back == 0
+
+
+def test_two_inference_services_serve_one_run_and_every_step_counts(services: SingleServices) -> None:
+    services.nats()
+    training = learner(services)
+    pairs = []
+    for _ in range(2):
+        services.inference_url = f"127.0.0.1:{free_port()}"
+        pairs.append((services.start("inference", *SAME), services.start("actor", "CartPole-v1", *SAME)))
+    services.until(lambda: all(streams(inference) == 2 for inference, _ in pairs), what="both to serve")
+    services.until_more_steps(ON)
+    assert [actor.end() for _, actor in pairs] == [0, 0]
+    acted = discarded = 0
+    for inference, _ in pairs:
+        services.until(lambda each=inference: is_quiet(each), what="all published")  # type: ignore[misc]
+        last = inference.status()
+        assert last["steps_total"] > ON / 4
+        acted, discarded = acted + last["steps_total"], discarded + last["discarded_steps"]
+        assert inference.end() == 0
+    assert training.end() == 0
+    services.assert_exact(acted=acted, discarded=discarded)
+
+
+def streams(inference: Service) -> int:
+    return len(inference.status().get("streams", ()))
+
+
+def is_quiet(inference: Service) -> bool:
+    status = inference.status()
+    return not status["streams"] and not status["queued_publishes"]
