@@ -18,6 +18,8 @@ from nats.js.errors import NotFoundError
 
 from services.learner.accounts import Accounts, load_accounts
 from services.parent_death import ending_with_this_process
+from services.replay.accounts import load_accounts as replay_accounts
+from shared.accounts import MessageAccounts
 from shared.addresses import free_port
 from shared.bus.connection import connected_bus
 from shared.bus.work_queue import queue_state
@@ -127,6 +129,10 @@ class SingleServices:
         """The learner's journal."""
         return load_accounts(self.run_dir)
 
+    def accounts_of_messages(self) -> MessageAccounts[Any]:
+        """The journal of whoever takes the messages: replay, or else the learner."""
+        return replay_accounts(self.run_dir / "replay") or self.accounts()
+
     def until_more_steps(self, count: int, *, seconds: float = 60.0) -> None:
         """Waits until the learner has consumed `count` more steps than now."""
         wanted = self.accounts().steps + count
@@ -139,16 +145,16 @@ class SingleServices:
         step, too. To be called when inference and learner have ended.
         """
         last_sequence, messages, steps_queued = self._queue()
-        accounts = self.accounts()
+        accounts = self.accounts_of_messages()
         refused = sum(accounts.refused.values())
         published = accounts.earlier_queues + last_sequence
-        assert published == accounts.trained + refused + messages, (last_sequence, messages, accounts)
+        assert published == accounts.consumed + refused + messages, (last_sequence, messages, accounts)
         assert accounts.refused["lost"] == 0, accounts.refused
         if acted is not None:
             assert acted == accounts.steps + discarded + steps_queued, (accounts.steps, steps_queued)
         return {
             "published": published,
-            "trained": accounts.trained,
+            "trained": accounts.consumed,
             "refused": refused,
             "queued": messages,
         }
