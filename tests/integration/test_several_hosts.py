@@ -130,17 +130,17 @@ def test_a_host_of_actors_that_vanishes_holds_nobody_up_and_comes_back_by_itself
         ended_with_exact_accounts(services, actors=[first, second], inference=inference, learner=learner)
 
 
-def test_an_inference_host_cut_off_from_nats_and_learner_goes_on_where_it_was(
-    services: SingleServices,
-) -> None:
+@pytest.mark.parametrize("who", ["inference", "learner"])
+def test_a_service_cut_off_from_nats_goes_on_where_it_was(services: SingleServices, who: str) -> None:
     with hosts("nats", "inference", "learner", "a") as (nats, acting, training, far):
         inference, learner = started(services, nats=nats, inference=acting, learner=training)
         only = actor(services, far)
         services.until_more_steps(4000)
-        with cut([acting], [nats, training]):
+        cut_off, host = {"inference": (inference, acting), "learner": (learner, training)}[who]
+        with cut([host], [each for each in (nats, acting, training) if each is not host]):
             begin = time.monotonic()
             services.until(
-                lambda: "NATS" in str(inference.status().get("waiting")), seconds=NOTICED, what="be noticed"
+                lambda: "NATS" in str(cut_off.status().get("waiting")), seconds=NOTICED, what="be noticed"
             )
             noticed = time.monotonic()
             services.until(lambda: time.monotonic() > begin + CUT, seconds=2 * CUT)
@@ -154,6 +154,7 @@ def test_an_inference_host_cut_off_from_nats_and_learner_goes_on_where_it_was(
         services.until_more_steps(2000)
         assert all(each.process.poll() is None for each in (inference, learner, only))
         ended_with_exact_accounts(services, actors=[only], inference=inference, learner=learner)
+        print(f"redelivered {services.accounts().redelivered}")
 
 
 def test_a_silence_of_seconds_is_waited_out_on_the_same_streams(services: SingleServices) -> None:
