@@ -48,6 +48,7 @@ class ChunkPublisher:
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
         self._running: set[asyncio.Task[None]] = set()
         self.is_full = False  # the queue was, when the newest message first came to it
+        self.trouble: str | None = None  # why NATS, being there, does not keep the message that waits
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def __aenter__(self) -> Self:
@@ -135,15 +136,23 @@ class ChunkPublisher:
                     self.is_full = was_full = True
                     self._metrics.publish_retries.labels("full").inc()
                     await self._room()
-                except ConnectionFailed:
+                except ConnectionFailed as error:
                     self._metrics.publish_retries.labels("connection").inc()
+                    self._complain(error)
                     await self._ensure_queue()  # once there is a connection; the server may have lost it
                 else:
                     self._metrics.chunks_published.add(1)
                     self.is_full = was_full
+                    self.trouble = None
                     return
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+
+    def _complain(self, error: ConnectionFailed) -> None:
+        """Says once per outage what else only NATS' own log tells; a lost connection is said elsewhere."""
+        if self._bus.is_connected and self.trouble is None:
+            self.trouble = str(error)
+            log.warning("NATS keeps no chunks; see its log, its disk may be full", reason=self.trouble)
 
     async def _room(self) -> None:
         """Waits until the queue has room, or cannot be asked."""

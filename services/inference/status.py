@@ -79,7 +79,8 @@ class Report:
             waiting.append("weights")
         training = [stream for stream in self._streams.live if not stream.group.greedy]
         if training and all(map(_is_held_back, training)):
-            waiting.append("room in the work queue")
+            trouble = self._publisher.trouble
+            waiting.append(f"NATS to keep chunks ({trouble})" if trouble else "room in the work queue")
         return waiting
 
     def status(self) -> dict[str, Any]:

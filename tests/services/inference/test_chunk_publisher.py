@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from shared.bus.control import collect_statuses
 from shared.bus.key_values import LEARNER_LEASE, held_lease
 from shared.bus.work_queue import queue_state
@@ -126,6 +128,32 @@ async def test_inference_goes_on_without_nats_until_chunks_cannot_leave(own_nats
         await asyncio.wait_for(heard, 10)
         assert [chunk.header.number for chunk in chunks] == [0, 1, 2]
         assert (await queue_state(learner.bus)).last_sequence == 3, "none was kept twice"
+
+
+async def test_a_server_that_keeps_nothing_though_it_is_there_is_named(
+    nats: NatsRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running_inference(nats) as service, learner_side(nats, SPEC) as learner:
+        await learner.publish()
+        actor = await service.joined(CountingGroup(2))
+        await actor.play(UNROLL + 1)
+        await service.counted("chunks_published_total", 1)
+        stream = learner.bus.subjects.trajectories_stream
+        config = (await learner.bus.js.stream_info(stream)).config
+        # Messages larger than a byte are refused with an error, as a disk that is full does.
+        await learner.bus.js.update_stream(config.evolve(max_msg_size=1))
+        heard = await withheld(service, actor)
+
+        async def is_said() -> bool:
+            waiting = (await service.status())["waiting"]
+            return any(words.startswith("NATS to keep chunks (the work queue: ") for words in waiting)
+
+        await eventually(is_said)
+        await learner.bus.js.update_stream(config)
+        await asyncio.wait_for(heard, 5)
+        await actor.play(UNROLL)
+        assert (await service.status())["waiting"] == []
+    assert capsys.readouterr().out.count("NATS keeps no chunks") == 1
 
 
 async def test_a_queue_that_the_server_lost_is_made_again(nats: NatsRun) -> None:

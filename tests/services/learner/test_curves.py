@@ -25,3 +25,11 @@ def test_points_stand_at_their_steps(tmp_path: Path) -> None:
 def test_without_a_point_nothing_is_written(tmp_path: Path) -> None:
     Curves(tmp_path).close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_written_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
+    curves = Curves(tmp_path)
+    curves.write(100, {"loss/total": 2.0}, [])
+    events = EventAccumulator(str(tmp_path / DIRECTORY)).Reload()
+    assert [point.step for point in events.Scalars("loss/total")] == [100]
+    curves.close()

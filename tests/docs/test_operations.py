@@ -1,0 +1,99 @@
+"""What docs/operations.md names is real: commands, settings, exit statuses, files, words of the program."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from services.cli import COMMANDS, _imported, known_settings
+from shared import errors
+from tests.support.commands import ROOT
+
+DOCUMENT = (ROOT / "docs/operations.md").read_text()
+PROSE = re.sub(r"^```.*?^```$", "", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
+ELSEWHERE = {"metrics.md", "security.md"}  # pages that may not be there yet
+
+
+def blocks(language: str) -> Iterator[str]:
+    return (found[1] for found in re.finditer(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.M | re.S))
+
+
+def commands() -> list[str]:
+    """Every `seedrl …` of the document that is a whole command, without its remark."""
+    lines = [line for language in ("sh", "ini") for block in blocks(language) for line in block.splitlines()]
+    lines += re.findall(r"`(seedrl \w+ [^`…]+)`", PROSE)
+    found = [re.sub(r"\s+#.*", "", line.removeprefix("ExecStart=/opt/seedrl/bin/")) for line in lines]
+    return [line for line in found if line.startswith("seedrl ")]
+
+
+def spans(section: str = "") -> list[str]:
+    """The code spans of the prose, or of the tables' first columns below a heading."""
+    if not section:
+        return re.findall(r"`([^`]+)`", PROSE)
+    below = PROSE.partition(f"\n## {section}\n")[2]
+    rows = re.findall(r"^\| ([^|]*`[^|]*) \|", below, re.MULTILINE)
+    return [span for row in rows for span in re.findall(r"`([^`]+)`", row)]
+
+
+@cache
+def sources() -> str:
+    """All code of the program, with literals that go on in the next line put together."""
+    code = "\n".join(
+        path.read_text() for top in ("services", "shared") for path in (ROOT / top).rglob("*.py")
+    )
+    return re.sub(r'"\s*\n\s*f?"', "", code)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_has_settings_that_are_taken(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = line.split()[1:]
+    name = " ".join(words[:2]) if words[0] == "bench" else words[0]
+    arguments = words[len(name.split()) :]
+    if name == "train":
+        arguments = [word for word in arguments if word != "--resume"]  # of a run that is not here
+    _imported(COMMANDS[name].config).loaded(arguments, prog=name, known=known_settings())
+
+
+def test_every_flag_and_variable_is_a_setting() -> None:
+    settings = {name for model in known_settings() for name in model.model_fields}
+    flags = set(re.findall(r"--([a-z][a-z-]+)", DOCUMENT)) - {"scale"}  # docker's
+    assert flags <= {name.replace("_", "-") for name in settings}
+    assert {name.lower() for name in re.findall(r"SEEDRL_([A-Z_]+)", DOCUMENT)} <= settings
+
+
+def test_every_link_and_every_test_that_is_named_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", DOCUMENT):
+        assert target in ELSEWHERE or (ROOT / "docs" / target).exists(), target
+    for path in re.findall(r"`(tests/[\w/.]+)`", PROSE):
+        assert (ROOT / path).exists(), path
+    for preset in re.findall(r"`?(?:--preset )?\b((?:atari|cartpole)_\w+)`?", DOCUMENT):
+        assert (ROOT / "presets" / f"{preset}.yaml").exists(), preset
+    anchors = {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", DOCUMENT, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", DOCUMENT)) <= anchors
+
+
+@pytest.mark.parametrize("said", spans("Troubleshooting"))
+def test_what_it_says_in_trouble_is_what_the_program_says(said: str) -> None:
+    for part in said.split("…"):
+        fixed = part.strip(" .;:'`,()")
+        if not fixed.startswith(("--", "/")):  # settings and paths are checked elsewhere
+            assert fixed in sources(), fixed
+
+
+def test_the_exit_statuses_are_those_of_the_errors() -> None:
+    kinds = [each for each in vars(errors).values() if isinstance(each, type)]
+    known = {each.exit_status for each in kinds if issubclass(each, errors.SeedrlError)}
+    shown = {int(status) for status in re.findall(r"^\| (\d+) \|", DOCUMENT, re.MULTILINE)}
+    assert known <= shown == {0, 1, 2, 3, 4, 5, 130}
+    (prevented,) = re.findall(r"^RestartPreventExitStatus=(.*)$", DOCUMENT, re.MULTILINE)
+    assert set(map(int, prevented.split())) == known - {1, 3}
+
+
+def test_the_figures_of_settings_are_their_defaults() -> None:
+    defaults = {
+        name: field.default for model in known_settings() for name, field in model.model_fields.items()
+    }
+    for flag, value in re.findall(r"`--([a-z-]+)` \((\d+)\)", DOCUMENT):
+        assert defaults[flag.replace("-", "_")] == int(value), flag
