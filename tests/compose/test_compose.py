@@ -138,9 +138,7 @@ def _killed(project: Project, service: str) -> None:
 
 def _replaced(project: Project, service: str) -> None:
     """A new container takes its place; actors stay as they are."""
-    actors = [
-        (container, project.state(container)["RestartCount"]) for container in project.containers("actor")
-    ]
+    actors = _restarts(project)
     (old,) = project.containers(service)
     steps = project.steps()
     project.compose("up", "-d", "--no-deps", "--force-recreate", service)

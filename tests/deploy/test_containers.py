@@ -1,0 +1,55 @@
+"""What compose.yaml and its neighbours say agrees with the code; without an engine."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from services.cli import known_settings
+from services.nats_server import MAX_PAYLOAD_BYTES
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES = COMPOSE["services"]
+
+
+def test_every_setting_that_containers_get_is_one() -> None:
+    known = {f"SEEDRL_{name.upper()}" for model in known_settings() for name in model.model_fields}
+    given = {name for service in SERVICES.values() for name in service.get("environment", {})}
+    assert {name for name in given if name.startswith("SEEDRL_")} <= known
+    assert "SEEDRL_NATS_TOKEN" not in SERVICES["actor"]["environment"]
+
+
+def test_the_example_explains_every_variable_and_no_other() -> None:
+    used = set(
+        re.findall(
+            r"\$\{(\w+)", (ROOT / "compose.yaml").read_text() + (ROOT / "compose.gpu.yaml").read_text()
+        )
+    )
+    used |= {name for name, value in COMPOSE["x-run"].items() if value is None}
+    explained = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.M))
+    assert explained == used
+
+
+def test_every_image_has_its_target() -> None:
+    targets = set(re.findall(r"^FROM \S+ AS (\S+)", (ROOT / "Dockerfile").read_text(), re.M))
+    built = {service["build"]["target"] for service in SERVICES.values() if "build" in service}
+    assert {"inference", "learner", "replay", "tensorboard", "${ACTOR_TARGET:-actor}"} == built
+    assert {*built - {"${ACTOR_TARGET:-actor}"}, "actor", "actor-envpool"} <= targets
+
+
+def test_only_http_is_published_and_on_loopback_only() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert not any(port.endswith((":50051", ":4222", ":8222")) for port in ports)
+
+
+def test_nats_takes_messages_as_large_as_on_one_machine() -> None:
+    config = (ROOT / "deploy/nats/nats-server.conf").read_text()
+    assert f"max_payload: {MAX_PAYLOAD_BYTES}\n" in re.sub(r" +#.*", "", config)
+
+
+def test_both_generations_of_compose_can_read_it() -> None:
+    assert not {"name", "version", "include"} & COMPOSE.keys()
+    assert "# syntax" not in (ROOT / "Dockerfile").read_text()
+    assert "--mount" not in (ROOT / "Dockerfile").read_text()
