@@ -6,6 +6,7 @@ import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -197,8 +198,36 @@ async def _sample_for_ever(bus: Bus) -> None:
         await client.update_priorities(sample.keys, np.ones(2))
 
 
-def _started(nats: NatsRun, run_dir: Path) -> "subprocess.Popen[bytes]":
-    settings = {**SETTINGS, "snapshot_seconds": 0.3, "replay_capacity": 1000}
+@pytest.mark.slow
+async def test_no_sample_and_no_insert_waits_a_second_while_a_full_table_is_written(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        process = _started(nats, tmp_path, snapshot_seconds=1000, replay_capacity=20_000, **FREE)
+        await queue.fed(800, rows=64)  # 25,600 sequences: the table is full
+        await queue.emptied(timeout=120)
+        assert (await status_of(bus))["items"] == 20_000
+        client, samples, inserts = ReplayClient(bus), list[float](), list[float]()
+        snapshot = asyncio.create_task(client.snapshot("whole"))
+        while not snapshot.done():
+            started = monotonic()
+            await client.sample(64)
+            samples.append(monotonic() - started)
+            started = monotonic()
+            await queue.fed(2, rows=64)
+            await queue.emptied()
+            inserts.append(monotonic() - started)
+        assert snapshot.result()["items"] == 20_000
+        assert len(samples) >= 3
+        assert max(samples) < 1.0, samples
+        assert max(inserts) < 1.0, inserts
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def _started(nats: NatsRun, run_dir: Path, **changed: float) -> "subprocess.Popen[bytes]":
+    settings = {**SETTINGS, "snapshot_seconds": 0.3, "replay_capacity": 1000, **changed}
     words = [
         f"--{name.replace('_', '-')}={value[0] if isinstance(value, tuple) else value}"
         for name, value in settings.items()
