@@ -9,6 +9,7 @@ from typing import Any
 
 Status = Mapping[str, Any]
 
+QUEUE_ROOM = "room in the work queue"  # of what inference may wait for, nothing that is missing
 _BUSY = 0.9
 _PROCESSOR_BUSY = 0.95
 
@@ -23,6 +24,9 @@ def bottleneck(
         return "no inference service says anything"
     if any(inference.get("paused") for inference in inferences):
         return "paused: inference withholds all actions (seedrl control resume)"
+    awaited = {what for each in inferences for what in each.get("waiting", ()) if what != QUEUE_ROOM}
+    if awaited:
+        return f"inference waits for {', '.join(sorted(awaited))}"
     named = [("learner", _shares(learner)), *(("inference", _shares(each)) for each in inferences)]
     said = _figures(named, processor)
     training = _shares(learner)

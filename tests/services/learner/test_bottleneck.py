@@ -12,6 +12,7 @@ def says(work: float, input_: float, output: float, **more: Any) -> dict[str, An
 @pytest.mark.parametrize(
     ("learner", "inference", "replay", "processor", "words"),
     [
+        (says(0, 1, 0), {**says(0, 1, 0), "waiting": ["actors"]}, None, 0.1, "inference waits for actors"),
         (says(0.97, 0.02, 0.01), says(0.3, 0.1, 0.6), None, 1.0, "learner: it works all the time"),
         (says(0.2, 0.8, 0), says(0.1, 0.9, 0), None, 0.4, "actors: inference waits for their observations"),
         (says(0.2, 0.8, 0), says(0.95, 0.05, 0), None, 0.5, "inference: the model works all the time"),
