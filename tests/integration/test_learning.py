@@ -13,6 +13,7 @@ CORRIDOR = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("lstm_size", "low", "high"), [(32, 0.95, 1.0), (0, 0.3, 0.7)])
 def test_only_a_recurrent_policy_remembers_the_cue(

@@ -38,6 +38,7 @@ def test_a_run_ends_with_its_steps_and_says_what_the_policy_is_worth(tmp_path: P
     assert (tmp_path / "run" / "logs" / "replay.log").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_learner_and_replay_may_be_killed_and_the_run_resumed(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with training(*SMALL, "--eval-episodes", "0", directory=directory, cwd=tmp_path) as run:

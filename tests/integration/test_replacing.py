@@ -76,11 +76,8 @@ def curve_steps(run_dir: Path, name: str) -> list[int]:
     return [step for _, step in sorted(points)]
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
-    ids=["SIGTERM", "SIGKILL"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_training_goes_on_through_the_replacement_of_inference_and_learner(
     services: SingleServices, number: signal.Signals
 ) -> None:

@@ -136,13 +136,13 @@ class InferenceRun:
                     return float(sample.value)
         raise AssertionError(f"no metric {name} {labels}")
 
-    async def counted(self, name: str, value: float, **labels: str) -> None:
-        """Waits until a metric is `value`."""
+    async def counted(self, name: str, value: float, *, within: float = 10.0, **labels: str) -> None:
+        """Waits until a metric is `value`, for so many seconds at most."""
 
         async def is_there() -> bool:
             return await self.metric(name, **labels) == value
 
-        await eventually(is_there, what=f"{name} {labels} of {value}")
+        await eventually(is_there, timeout=within, what=f"{name} {labels} of {value}")
 
     async def end(self) -> None:
         """As SIGTERM does."""
