@@ -19,6 +19,9 @@ from pathlib import Path
 
 from services.inference.access import Access
 from shared.errors import ConfigurationError
+from shared.telemetry import get_logger
+
+log = get_logger(__name__)
 
 _HANDSHAKE_SECONDS = 10.0
 _BACKLOG = 128
@@ -118,33 +121,46 @@ class TlsFront:
                 except OSError:  # too many open files, or it went at once
                     await asyncio.sleep(0.1)
                     continue
-                connections.create_task(self._served(client, str(address[0])))
+                connections.create_task(self._guarded(client, str(address[0])))
+
+    async def _guarded(self, client: socket.socket, address: str) -> None:
+        """Whatever goes wrong with one connection, the others go on and new ones are taken."""
+        try:
+            await self._served(client, address)
+        except Exception:
+            log.exception("connection lost", peer=address)
 
     async def _served(self, client: socket.socket, address: str) -> None:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            async with asyncio.timeout(_HANDSHAKE_SECONDS):
-                first = await _first_byte(client)
-                if not first:  # no more than a look whether somebody listens
-                    return client.close()
-                if first != _HANDSHAKE:
-                    client.close()
-                    return self._access.refused("plaintext", address, "no TLS, which is needed here")
-                reader, writer = await self._shaken(client)
-        except TimeoutError:
-            client.close()
-            return self._access.refused("tls", address, f"no TLS handshake in {_HANDSHAKE_SECONDS:g} s")
-        except OSError as error:
-            client.close()
-            reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else "it was broken off"
-            return self._access.refused("tls", address, f"TLS handshake: {reason.lower().replace('_', ' ')}")
+        streams = await self._greeted(client, address)
+        if streams is None:
+            return client.close()
+        reader, writer = streams
         name = str(self._directory / str(next(self._numbers)))
         self._peers[name] = f"ipv6:[{address}]:0" if ":" in address else f"ipv4:{address}:0"
         try:
             await self._handed_on(reader, writer, name)
         finally:
             del self._peers[name]
-            writer.close()
+            await _closed(writer)
+
+    async def _greeted(
+        self, client: socket.socket, address: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """The connection once it speaks TLS; None for one that does not, which is counted."""
+        try:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                first = await _first_byte(client)
+                if first == _HANDSHAKE:
+                    return await self._shaken(client)
+                if first:  # else it was no more than a look whether somebody listens
+                    self._access.refused("plaintext", address, "no TLS, which is needed here")
+        except TimeoutError:
+            self._access.refused("tls", address, f"no TLS handshake in {_HANDSHAKE_SECONDS:g} s")
+        except OSError as error:
+            reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else "it was broken off"
+            self._access.refused("tls", address, f"TLS handshake: {reason.lower().replace('_', ' ')}")
+        return None
 
     async def _shaken(self, client: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The connection once it speaks TLS. Raises SSLError or another OSError."""
@@ -161,14 +177,16 @@ class TlsFront:
     async def _handed_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> None:
         ours = socket.socket(socket.AF_UNIX)
         ours.setblocking(False)
-        ours.bind(name)
         try:
+            ours.bind(name)
             await asyncio.get_running_loop().sock_connect(ours, str(self.backend))
             back_reader, back_writer = await asyncio.open_unix_connection(sock=ours, limit=_PIECE_BYTES)
-        except OSError:  # the server ends
-            return ours.close()
+        except BaseException:
+            ours.close()
+            raise
         finally:
-            os.unlink(name)  # names are what directories have; the connection keeps its own
+            with suppress(OSError):
+                os.unlink(name)  # names are what directories have; the connection keeps its own
         ways = [
             asyncio.create_task(_carried(reader, back_writer)),
             asyncio.create_task(_carried(back_reader, writer)),
@@ -179,7 +197,7 @@ class TlsFront:
             for way in ways:
                 way.cancel()
             await asyncio.wait(ways)
-            back_writer.close()
+            await _closed(back_writer)
 
 
 async def _first_byte(client: socket.socket) -> bytes:
@@ -203,6 +221,16 @@ def _run(runner: asyncio.Runner, accepting: "asyncio.Task[None]") -> None:
 
     with runner:
         runner.run(until_cancelled())
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Closes, for a second in good form."""
+    writer.close()
+    try:
+        async with asyncio.timeout(1.0):
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        writer.transport.abort()
 
 
 async def _carried(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -70,7 +70,7 @@ class Learner:
         self._report = report
         self._progress = progress
         self._owner = owner
-        self._link = ReplayLink(replay, bus, report) if replay is not None else None
+        self._link = ReplayLink(replay, report) if replay is not None else None
         self._saving = asyncio.Lock()
         self._session: Session | None = None
         self._threads = ExitStack()

@@ -5,8 +5,6 @@ import asyncio
 from services.learner.replay_counts import replay_counts
 from services.learner.report import Report
 from services.learner.sampling import Replay
-from shared.bus.connection import Bus
-from shared.bus.statuses import watched_statuses
 from shared.telemetry import get_logger
 
 _LOOK_SECONDS = 0.5
@@ -17,9 +15,8 @@ log = get_logger(__name__)
 class ReplayLink:
     """The run's replay, as the learner sees it."""
 
-    def __init__(self, replay: Replay, bus: Bus, report: Report) -> None:
+    def __init__(self, replay: Replay, report: Report) -> None:
         self.replay = replay
-        self._bus = bus
         self._report = report
 
     async def follow(self) -> None:
@@ -27,15 +24,13 @@ class ReplayLink:
 
         The steps of a run are those that were inserted into replay, which publishes its counts each second.
         """
-        await self._bus.connected()
-        async with watched_statuses(self._bus) as board:
-            while True:
-                counts = replay_counts(board.newest("replay"))
-                if counts is not None:
-                    self._report.replay = counts
-                    self._report.accounts.mirror(counts)
-                    self._report.has_chunks = self._report.has_chunks or counts.steps > 0
-                await asyncio.sleep(_LOOK_SECONDS)
+        while True:
+            counts = replay_counts(self._report.board.newest("replay"))
+            if counts is not None:
+                self._report.replay = counts
+                self._report.accounts.mirror(counts)
+                self._report.has_chunks = self._report.has_chunks or counts.steps > 0
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def snapshot(self, updates: int, *, within: float) -> str:
         """Lets replay write the snapshot that goes with the checkpoint of `updates`; says so in words.
