@@ -90,6 +90,33 @@ def test_a_first_convolution_equals_a_convolution_of_scaled_pixels(dtype: torch.
     torch.testing.assert_close(layer(values), expected)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "height", "width", "in_blocks"),
+    [(8, 84, 84, True), (8, 87, 92, True), (4, 15, 20, True), (8, 84, 83, False), (6, 84, 84, False)],
+)
+def test_a_first_convolution_with_a_stride_of_four_moves_blocks_of_pixels(
+    kernel: int, height: int, width: int, in_blocks: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = PixelConv2d(3, 5, kernel=kernel, stride=4, pixel_scale=1 / 255)
+    values = torch.randint(0, 256, (4, 3, height, width), dtype=torch.uint8)
+    for pixels in (values, values[1:3], values[:, 1:].repeat(1, 2, 1, 1)[:, :3], values.flip(0)[::2]):
+        result = layer(pixels)
+        expected = nn.functional.conv2d(pixels.float() / 255, layer.weight, layer.bias, stride=4)
+        torch.testing.assert_close(result, expected)
+        assert result.is_contiguous(memory_format=torch.channels_last) is in_blocks
+        gradients = torch.randn_like(expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(result, layer.weight, gradients),
+            torch.autograd.grad(expected, layer.weight, gradients),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    misaligned = values.flatten()[1 : 1 + 3 * height * width].view(1, 3, height, width)
+    expected = nn.functional.conv2d(misaligned.float() / 255, layer.weight, layer.bias, stride=4)
+    torch.testing.assert_close(layer(misaligned), expected)
+
+
 def test_the_smallest_side_is_the_smallest_that_convolutions_can_take() -> None:
     for layers in (((16, 8, 4), (32, 4, 2)), ((32, 8, 4), (64, 4, 2), (64, 3, 1))):
         side = smallest_side(layers)
