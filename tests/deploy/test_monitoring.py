@@ -1,28 +1,21 @@
 """Prometheus's own tools on what is shipped for it, and the real server on a real run."""
 
-import contextlib
 import json
 import re
-import shutil
 import subprocess
-import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pytest
 import yaml
 
-from shared.addresses import free_port
-from tests.support.local_run import LocalRun, training
+from tests.support.local_run import training
 from tests.support.metrics import all_metrics
+from tests.support.prometheus import DEPLOYED as PROMETHEUS
+from tests.support.prometheus import running_prometheus
 from tests.support.promtool import promtool
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMETHEUS = ROOT / "deploy/prometheus"
 DASHBOARD = ROOT / "deploy/grafana/dashboards/seedrl.json"
 RULES = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
 
@@ -161,71 +154,19 @@ def test_only_metrics_that_there_are_are_asked_for_and_all_are_documented() -> N
     assert alerts == set(SERIES)
 
 
-@contextlib.contextmanager
-def prometheus(run: LocalRun, directory: Path) -> Iterator[int]:
-    """The real server with the shipped configuration, but for where it finds a local run's services."""
-    program = shutil.which("prometheus") or shutil.which(ROOT / ".venv/bin/prometheus")
-    if program is None:
-        pytest.skip("no prometheus; tools/install-promtool gets it")
-    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(PROMETHEUS / "alerts.yml")]
-    for job in config["scrape_configs"]:
-        del job["dns_sd_configs"]
-        logs = (run.directory / "logs").glob(f"{job['job_name']}*.log")
-        job["static_configs"] = [{"targets": [address(log) for log in logs]}]
-    file, port = directory / "prometheus.yml", free_port()
-    file.write_text(json.dumps(config))
-    with (directory / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *(program, f"--config.file={file}", f"--storage.tsdb.path={directory / 'data'}"),
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        yield port
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def address(log: Path) -> str:
-    lines = [orjson.loads(line) for line in log.read_text().splitlines() if '"event":"http"' in line]
-    return str(lines[-1]["address"])
-
-
-def asked(port: int, expression: str) -> list[dict[str, Any]]:
-    query = urllib.parse.urlencode({"query": expression})
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=5) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-    return found
-
-
-def until_it_has(port: int, expression: str, count: int = 1, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError):
-            if len(asked(port, expression)) >= count:
-                return
-        assert time.monotonic() < deadline, f"{expression} has no data"
-        time.sleep(0.2)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
 def test_every_query_of_the_dashboard_has_data_from_a_run(agent: str, tmp_path: Path) -> None:
     is_r2d2 = agent == "r2d2"
     words = ("CartPole-v1", "--preset", "cartpole_r2d2" if is_r2d2 else "cartpole", "--actors", "2")
-    with training(*words, "--total-steps", "100000000", directory=tmp_path / "run", cwd=tmp_path) as run:
+    with (
+        running_prometheus(tmp_path / "prometheus") as prometheus,
+        training(*words, "--total-steps", "100000000", directory=tmp_path / "run", cwd=tmp_path) as run,
+    ):
         run.until_steps(8000, seconds=90)
-        with prometheus(run, tmp_path) as port:
-            until_it_has(port, "up == 1", 5 if is_r2d2 else 4)
-            for expression in expressions():
-                if is_r2d2 or "seedrl_replay" not in expression:
-                    until_it_has(port, expression)
-            status = run.accounts()
-            assert status["steps"] > 0
+        prometheus.watch(run.http_addresses())
+        prometheus.until_data("up == 1", 5 if is_r2d2 else 4)
+        for expression in expressions():
+            if is_r2d2 or "seedrl_replay" not in expression:
+                prometheus.until_data(expression)
         run.end()

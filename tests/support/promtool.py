@@ -1,4 +1,4 @@
-"""Prometheus's own opinion on what /metrics says."""
+"""Prometheus's programs, and its own opinion on what /metrics says."""
 
 import os
 import shutil
@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 
-_IN_VENV = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "promtool"
+_IN_VENV = Path(__file__).resolve().parents[2] / ".venv" / "bin"
 
 
 def promtool() -> str:
     """Path of promtool; without it the test is skipped, and fails in CI."""
-    found = shutil.which("promtool") or shutil.which(_IN_VENV)
+    return program("promtool")
+
+
+def program(name: str) -> str:
+    """Path of promtool or prometheus; without it the test is skipped, and fails in CI."""
+    found = shutil.which(name) or shutil.which(_IN_VENV / name)
     if found is None:
         explain = pytest.fail if os.environ.get("CI") else pytest.skip
-        explain("no promtool; tools/install-promtool gets it")
+        explain(f"no {name}; tools/install-promtool gets it")
     return found
 
 
