@@ -11,14 +11,14 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from shared.bus.connection import Bus, connected_bus
+from shared.bus.connection import Bus
 from shared.bus.replay import ReplayClient
 from shared.bus.weights import publish_weights
 from shared.bus.work_queue import publish_chunk
-from shared.config import NatsSettings
 from shared.errors import Refused
 from tests.support.commands import seedrl
 from tests.support.local_run import LocalRun, training
+from tests.support.nats import NatsRun
 from tests.support.prometheus import Prometheus, running_prometheus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -39,10 +39,10 @@ def see(prometheus: Prometheus, run: LocalRun, *services: str) -> None:
 def on_the_bus(run: LocalRun, act: Callable[[Bus], Awaitable[Any]]) -> None:
     """Does something on the run's NATS, as anybody with its token can."""
     reach = run.connection()
-    settings = NatsSettings.model_validate({"nats_url": reach["nats_url"], "nats_token": reach["nats_token"]})
+    nats = NatsRun(reach["nats_url"], reach["nats_token"], reach["run_id"])
 
     async def do() -> None:
-        async with connected_bus(settings, run_id=reach["run_id"], name="trouble", patient=False) as bus:
+        async with nats.bus(patient=False) as bus:
             await act(bus)
 
     asyncio.run(do())
