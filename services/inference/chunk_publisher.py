@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
 from services.inference.assembler import Cut
 from services.inference.metrics import InferenceMetrics
+from services.inference.pace import Pace
 from services.inference.td_errors import completed
 from shared.bus.connection import Bus
 from shared.bus.key_values import LEARNER_LEASE, lease_owner
@@ -23,7 +25,8 @@ from shared.wire.chunks import encode_chunk, slice_rows
 
 _FIRST_BACKOFF_SECONDS = 0.005
 _LONGEST_BACKOFF_SECONDS = 0.05
-_LOOK_SECONDS = 0.1  # between two looks at a full queue, which the server answers at some cost
+# Between two looks at a full queue, which the server answers at some cost.
+_FIRST_LOOK_SECONDS, _LEAST_LOOK_SECONDS, _MOST_LOOK_SECONDS = 0.1, 0.02, 0.4
 _ENCODERS = 2
 _HOPELESS_SECONDS = 2.0  # without progress, while the run has a learner
 _UNREAD_SECONDS = 0.2  # while it has none
@@ -45,6 +48,7 @@ class ChunkPublisher:
         self._metrics = metrics
         self._ensure_queue = ensure_queue
         self._turn = asyncio.Lock()
+        self._looks = Pace(first=_FIRST_LOOK_SECONDS, least=_LEAST_LOOK_SECONDS, most=_MOST_LOOK_SECONDS)
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
         self._running: set[asyncio.Task[None]] = set()
         self.is_full = False  # the queue was, when the newest message first came to it
@@ -156,10 +160,12 @@ class ChunkPublisher:
 
     async def _room(self) -> None:
         """Waits until the queue has room, or cannot be asked."""
+        began = monotonic()
         with suppress(ConnectionFailed):
             while True:
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(self._looks.seconds)
                 if await has_room(self._bus):
+                    self._looks.waited(monotonic() - began)
                     return
 
 

@@ -1,9 +1,12 @@
 """Chunks on their way to the queue: nothing is lost while it is full, away or lost itself."""
 
 import asyncio
+from time import monotonic
 
 import pytest
+from nats.aio.msg import Msg
 
+from shared.bus.connection import Bus
 from shared.bus.control import collect_statuses
 from shared.bus.key_values import LEARNER_LEASE, held_lease
 from shared.bus.work_queue import queue_state
@@ -20,7 +23,13 @@ from tests.support.waiting import eventually
 
 UNROLL = 4
 SPEC = counting_spec(unroll=UNROLL)
+LONGEST_LOOK = 0.4  # seconds
 THREE_MESSAGES = {"batch_size": 2, "max_queued_batches": 2}
+
+
+async def has_grown(bus: Bus, sequence: int) -> bool:
+    """Whether the queue has kept more than `sequence` messages."""
+    return (await queue_state(bus)).last_sequence > sequence
 
 
 async def withheld(service: InferenceRun, actor: ActorStream) -> "asyncio.Task[None]":
@@ -78,6 +87,30 @@ async def test_while_the_queue_is_full_no_group_steps_beyond_its_chunk_that_wait
         assert len(newcomer.group.observations) == UNROLL + 1
         for task in (first, second):
             task.cancel()
+
+
+async def test_a_queue_that_is_full_for_long_is_asked_less_often(nats: NatsRun) -> None:
+    async with running_inference(nats, **THREE_MESSAGES) as service, learner_side(nats, SPEC) as learner:
+        await learner.publish()
+        actor = await service.joined(CountingGroup(2))
+        asked: list[float] = []
+
+        async def count(_: Msg) -> None:
+            asked.append(monotonic())
+
+        await learner.bus.nc.subscribe(
+            f"$JS.API.STREAM.INFO.{learner.bus.subjects.trajectories_stream}", cb=count
+        )
+        heard = await withheld(service, actor)
+        await eventually(lambda: len(asked) > 16)
+        assert asked[10] - asked[0] < 10 * LONGEST_LOOK, "at first it is not known how long it takes"
+        published = (await queue_state(learner.bus)).last_sequence
+        await learner.check_chunks(1, actor.group)  # room for the chunk that waited; the next one waits now
+        await eventually(lambda: has_grown(learner.bus, published))
+        asked.clear()
+        await eventually(lambda: len(asked) > 3)
+        assert asked[3] - asked[1] > 1.9 * LONGEST_LOOK
+        heard.cancel()
 
 
 async def test_who_is_held_back_holds_nobody_up(nats: NatsRun) -> None:
