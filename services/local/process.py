@@ -26,11 +26,12 @@ def clean_environment() -> dict[str, str]:
 
 def _before_it_runs(niceness: int) -> Callable[[], None]:
     end_with_parent = ending_with_this_process()
-    if not niceness:
-        return end_with_parent
 
     def prepare() -> None:
+        os.setsid()  # so that Ctrl-C reaches the supervisor alone; uvloop would do it after this function
         end_with_parent()
+        if not niceness:
+            return
         os.nice(niceness)
         # Where Linux schedules each session as a whole, this is what counts between sessions.
         with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as autogroup:
@@ -77,7 +78,6 @@ class ChildProcess:
                 stdout=output,
                 stderr=output,
                 env=self._environment,
-                start_new_session=True,  # so that Ctrl-C reaches the supervisor alone
                 preexec_fn=_before_it_runs(self._niceness),
             )
 

@@ -1,15 +1,21 @@
 """One child process: what it is given, what it says, how it ends."""
 
+import asyncio
 import os
 import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
 from services.local.process import ChildProcess
+
+AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def child(tmp_path: Path, code: str, **environment: str) -> ChildProcess:
@@ -79,15 +85,29 @@ asyncio.run(main())
     os.close(descriptor)
 
 
-async def test_a_nice_child_stands_back_as_a_process_and_as_a_session(tmp_path: Path) -> None:
-    autogroup = Path("/proc/self/autogroup")
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_nice_child_stands_back_as_a_process_and_as_a_session(
+    run: Callable[[Coroutine[Any, Any, int]], int], tmp_path: Path
+) -> None:
+    mine = autogroup_niceness()
     code = f"""
 import os, pathlib
-group = pathlib.Path({str(autogroup)!r})
+group = pathlib.Path({str(AUTOGROUP)!r})
 print("seedrl:", os.nice(0), group.read_text().split()[-1] if group.exists() else "7")
 """
     command = [sys.executable, "-c", code]
+
+    async def finished() -> int:
+        await process.start()
+        return await process.wait()
+
     process = ChildProcess("c", lambda: command, environment={}, log=tmp_path / "c.log", niceness=7)
-    await process.start()
-    assert await process.wait() == 0
+    assert run(finished()) == 0
     assert process.last_words() == f"{os.nice(0) + 7} 7"
+    assert autogroup_niceness() == mine
+
+
+def autogroup_niceness() -> str | None:
+    """Of this session; None where the kernel has no such thing, or this session is in no group of its own."""
+    words = AUTOGROUP.read_text().split() if AUTOGROUP.exists() else []
+    return words[-1] if words else None
