@@ -109,9 +109,9 @@ class Project:
         """Environment steps that the learner is done with."""
         return int(self.status("learner")["steps"])
 
-    def trains_on(self, *, steps: int = 3000) -> None:
-        """Waits until the learner has come so much farther."""
-        begin = self.patiently(self.steps, "steps")
+    def trains_on(self, *, steps: int = 3000, since: int | None = None) -> None:
+        """Waits until the learner has come so much farther than it is, or than `since`."""
+        begin = self.patiently(self.steps, "steps") if since is None else since
         self.until(lambda: self.steps() >= begin + steps, f"{steps} steps after {begin}")
 
     def patiently(self, ask: Callable[[], Any], what: str) -> Any:

@@ -143,8 +143,7 @@ def _replaced(project: Project, service: str) -> None:
     steps = project.steps()
     project.compose("up", "-d", "--no-deps", "--force-recreate", service)
     project.until(lambda: project.containers(service) not in ([], [old]), f"a new {service}")
-    project.trains_on()
-    assert project.steps() > steps
+    project.trains_on(since=steps)
     assert _restarts(project) == actors
 
 
