@@ -9,9 +9,10 @@ from services.local.config import TrainConfig
 class PipelineConfig(TrainConfig):
     """Measures how close a training comes to what this machine can do at all.
 
-    First what a step costs in stepping, in inference and in learning, each alone and in CPU seconds: C cores
-    cannot do more than C / (sum of the three) steps per second. Then the whole pipeline, as `seedrl train`
-    runs it; the ratio of the two is the efficiency. Steps are decisions, not frames; reset steps are none.
+    What a step costs in stepping, in inference and in learning, each alone and in CPU seconds: C cores
+    cannot do more than C / (sum of the three) steps per second. And the whole pipeline, as `seedrl train`
+    runs it; the ratio of the two is the efficiency. They are measured in turns: the pipeline stands still
+    while a stage is alone. Steps are decisions, not frames; reset steps are none.
     Takes about two minutes; anything else that runs on the machine falsifies it.
 
     Examples:  seedrl bench pipeline --env ALE/Pong-v5 --preset atari_vtrace
@@ -25,8 +26,8 @@ class PipelineConfig(TrainConfig):
     """Windows of each measurement; their medians count."""
     window_seconds: float = Field(10.0, gt=0)
     """Seconds of each window of the pipeline."""
-    stage_seconds: float = Field(2.0, gt=0)
-    """Seconds of each window of a stage alone."""
+    stage_seconds: float = Field(1.5, gt=0, le=2)
+    """Seconds of each window of a stage alone; at most 2, which a pipeline that stands still survives."""
     warm_up_seconds: float = Field(20.0, ge=0)
     """Seconds between the pipeline's first update and its first window."""
     as_json: bool = Field(False, validation_alias=AliasChoices("json"))

@@ -1,8 +1,8 @@
 """A whole training under observation: its counters at the borders of windows, and what lies between."""
 
 import asyncio
-import itertools
 import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,8 +12,10 @@ import aiohttp
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.bench.alone import StageAlone
 from services.bench.config import PipelineConfig
 from services.bench.cpu import children, cpu_seconds
+from services.bench.stages import Stage
 from services.local.config import TrainConfig
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
@@ -29,6 +31,7 @@ _POLL_SECONDS = 0.05
 class Measurement:
     """What the windows say; medians over them."""
 
+    alone: dict[Stage, float]  # seconds per step
     steps_per_second: float
     windows: list[float]  # steps per second of each
     waiting: dict[str, float]  # service -> share of the time it waited for input or output
@@ -44,13 +47,22 @@ class Reading(NamedTuple):
     cpu: dict[str, float]  # service -> CPU seconds
 
 
-async def measured(config: PipelineConfig, training: TrainConfig) -> Measurement:
-    """Runs `training`, warms it up and measures `config.windows` windows. Raises RunError."""
+Window = tuple[Reading, Reading]
+
+
+async def measured(
+    config: PipelineConfig, training: TrainConfig, alone: Mapping[Stage, StageAlone]
+) -> Measurement:
+    """Runs `training`, warms it up and measures `config.windows` windows, each stage alone before each.
+
+    Raises RunError.
+    """
     stop = asyncio.Event()
+    others = frozenset(children())
     async with nats_of_run(training) as nats, aiohttp.ClientSession() as http:
         run = LocalRun(training, nats)
         services = asyncio.create_task(run.until_done(stop))
-        watch = asyncio.create_task(_watched(config, Probe(training, run, http)))
+        watch = asyncio.create_task(_watched(config, Probe(training, run, http, others), alone))
         try:
             await asyncio.wait({services, watch}, return_when=asyncio.FIRST_COMPLETED)
             if services.done():
@@ -63,49 +75,60 @@ async def measured(config: PipelineConfig, training: TrainConfig) -> Measurement
             await asyncio.wait({services})
 
 
-async def _watched(config: PipelineConfig, probe: "Probe") -> Measurement:
+async def _watched(config: PipelineConfig, probe: "Probe", alone: Mapping[Stage, StageAlone]) -> Measurement:
     try:
         async with asyncio.timeout(_START_SECONDS):
             await probe.found()
     except TimeoutError:
         raise RunError(f"the training did not begin within {_START_SECONDS:g} s") from None
     await asyncio.sleep(config.warm_up_seconds)
-    readings = [await probe.read_after_update()]
+    costs: dict[Stage, list[float]] = {stage: [] for stage in alone}
+    windows: list[Window] = []
     for _ in range(config.windows):
+        for stage, process in alone.items():
+            costs[stage].append(await process.seconds_per_step(beside=probe.processes()))
+            await probe.update()  # what stood still goes on
+        before = await probe.read_after_update()
         await asyncio.sleep(config.window_seconds)
-        readings.append(await probe.read_after_update())
-    return measurement(readings)
+        windows.append((before, await probe.read_after_update()))
+    return measurement(windows, {stage: median(values) for stage, values in costs.items()})
 
 
-def measurement(readings: list[Reading]) -> Measurement:
-    """What lies between successive `readings`."""
-    pairs = list(itertools.pairwise(readings))
-    speeds = [(after.steps - before.steps) / (after.seconds - before.seconds) for before, after in pairs]
-    steps = readings[-1].steps - readings[0].steps
+def measurement(windows: Sequence[Window], alone: dict[Stage, float]) -> Measurement:
+    """What lies between the first and the second reading of each of the `windows`."""
+    speeds = [(after.steps - before.steps) / (after.seconds - before.seconds) for before, after in windows]
+    steps = sum(after.steps - before.steps for before, after in windows)
     if steps <= 0:
         raise RunError("nothing was trained within the windows; give a larger --window-seconds")
 
     def idle(service: str) -> float:
         shares = [
             (after.busy[service] - before.busy[service]) / (after.seconds - before.seconds)
-            for before, after in pairs
+            for before, after in windows
         ]
         return min(1.0, max(0.0, 1.0 - median(shares)))
 
+    def cpu(service: str) -> float:
+        return sum(after.cpu[service] - before.cpu[service] for before, after in windows)
+
+    first, _ = windows[0]
     return Measurement(
+        alone=alone,
         steps_per_second=median(speeds),
         windows=speeds,
-        waiting={service: idle(service) for service in readings[0].busy},
-        cpu_seconds_per_step={
-            service: (readings[-1].cpu[service] - used) / steps for service, used in readings[0].cpu.items()
-        },
+        waiting={service: idle(service) for service in first.busy},
+        cpu_seconds_per_step={service: cpu(service) / steps for service in first.cpu},
     )
 
 
 class Probe:
     """Reads the counters of a local run's services over HTTP, and their CPU seconds from the kernel."""
 
-    def __init__(self, training: TrainConfig, run: LocalRun, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, training: TrainConfig, run: LocalRun, http: aiohttp.ClientSession, others: Collection[int]
+    ) -> None:
+        """`others`: children of this process that have nothing to do with the run."""
+        self._others = others
         self._training = training
         self._run = run
         self._http = http
@@ -118,13 +141,21 @@ class Probe:
             if all(_address(self._log(name)) for name in self._run.services) and await self._updates() > 0:
                 return
 
+    def processes(self) -> list[int]:
+        """The services and their NATS server."""
+        return list(self._names())
+
     async def read_after_update(self) -> Reading:
         """All counters when the next update is done: updates count hundreds of steps at once."""
+        await self.update()
+        return await self._read()
+
+    async def update(self) -> None:
+        """Waits until the learner has done one more."""
         updates = newest = await self._updates()
         while newest == updates:
             await asyncio.sleep(_POLL_SECONDS)
             newest = await self._updates()
-        return await self._read()
 
     async def _updates(self) -> float:
         return (await self._samples("learner")).get(("seedrl_learner_updates_total", ""), 0.0)
@@ -159,13 +190,15 @@ class Probe:
         return learner["seedrl_learner_steps_total", ""] * trained / max(1.0, trained + refused)
 
     def _cpu(self) -> dict[str, float]:
-        names = {service.process.pid: name for name, service in self._run.services.items()}
-        replay = ("replay",) if self._training.agent == "r2d2" else ()
-        used = dict.fromkeys(("actor", "inference", *replay, "learner", "nats"), 0.0)
-        for pid in children():
-            name = names.get(pid, "nats").partition("-")[0]
-            used[name] += cpu_seconds(pid)
+        used: dict[str, float] = {}
+        for pid, name in self._names().items():
+            service = name.partition("-")[0]
+            used[service] = used.get(service, 0.0) + cpu_seconds(pid)
         return used
+
+    def _names(self) -> dict[int, str]:
+        names = {service.process.pid: name for name, service in self._run.services.items()}
+        return {pid: names.get(pid, "nats") for pid in children() if pid not in self._others}
 
     async def _samples(self, service: str) -> Samples:
         async with self._http.get(f"http://{_address(self._log(service))}/metrics") as answer:

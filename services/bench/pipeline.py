@@ -1,29 +1,23 @@
-"""`seedrl bench pipeline`: the stages alone, then all together, in one run; the ratio is the efficiency."""
+"""`seedrl bench pipeline`: the stages alone and all together, in turns; the ratio is the efficiency."""
 
-import asyncio
 import os
-import sys
 import tempfile
+from contextlib import AsyncExitStack
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import orjson
 from rich.console import Console
 from rich.table import Table
 
+from services.bench.alone import stage_alone
 from services.bench.config import PipelineConfig
 from services.bench.interruption import uninterrupted
 from services.bench.measuring import Measurement, measured
 from services.bench.stages import STAGES, Stage
 from services.local.config import CONFIG_FILE, TrainConfig, write_config
-from services.local.process import clean_environment
-from services.parent_death import ending_with_this_process
-from shared.errors import RunError
 from shared.networks.precision import resolve_device
 from shared.telemetry import configure_logging
-
-_STAGE_SECONDS = 300.0  # beside its windows: torch, environments and the first, slow, batches
 
 
 def pipeline(config: PipelineConfig) -> int:
@@ -41,11 +35,11 @@ def pipeline(config: PipelineConfig) -> int:
 
 
 async def _measured(config: PipelineConfig, training: TrainConfig) -> dict[str, Any]:
-    before = await _stages(config, training)
-    together = await measured(config, training)
-    after = await _stages(config, training)
-    costs = {stage: median([before[stage], after[stage]]) for stage in STAGES}
-    return _figures(config, costs, together)
+    async with AsyncExitStack() as stack:
+        alone = {
+            stage: await stack.enter_async_context(stage_alone(stage, config, training)) for stage in STAGES
+        }
+        return _figures(config, await measured(config, training, alone))
 
 
 def bound(costs: dict[Stage, float], *, cores: int, on_cpu: bool) -> float:
@@ -59,39 +53,8 @@ def bound(costs: dict[Stage, float], *, cores: int, on_cpu: bool) -> float:
     return min(cores / costs["env"], 1 / (costs["inference"] + costs["learner"]))
 
 
-async def _stages(config: PipelineConfig, training: TrainConfig) -> dict[Stage, float]:
-    """Seconds per step of every stage, one after the other."""
-    return {stage: await _stage(stage, config, training) for stage in STAGES}
-
-
-async def _stage(stage: Stage, config: PipelineConfig, training: TrainConfig) -> float:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.bench.stages", stage),
-        *("--preset", str(training.directory / CONFIG_FILE), "--env", config.env),
-        *("--windows", str(config.windows), "--stage-seconds", str(config.stage_seconds)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=clean_environment(),
-        start_new_session=True,  # Ctrl-C is answered by this process alone
-        preexec_fn=ending_with_this_process(),
-    )
-    seconds = _STAGE_SECONDS + 2 * config.windows * config.stage_seconds
-    try:
-        async with asyncio.timeout(seconds):
-            output, errors = await process.communicate()
-    except TimeoutError as error:
-        raise RunError(f"stage {stage} alone did not come to an end in {seconds:g} s") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        words = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise RunError(f"stage {stage} alone failed: {words.removeprefix('seedrl: ')}")
-    return float(orjson.loads(output)["seconds_per_step"])
-
-
-def _figures(config: PipelineConfig, costs: dict[Stage, float], together: Measurement) -> dict[str, Any]:
+def _figures(config: PipelineConfig, together: Measurement) -> dict[str, Any]:
+    costs = together.alone
     cores = len(os.sched_getaffinity(0))
     device = resolve_device(config.device).type
     most = bound(costs, cores=cores, on_cpu=device == "cpu")

@@ -2,13 +2,16 @@
 
 Each stage runs in a process of its own, `python -m services.bench.stages STAGE --preset CONFIG.yaml`, that is
 set up as the stage's service is, with as little around it as possible: what the services add to this is what
-the pipeline loses.
+the pipeline loses. It stays through the whole measurement, and the pipeline stands still for each of its
+windows: on a machine whose speed varies by the minute, what is compared is seconds apart.
 """
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import median
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -42,19 +45,38 @@ _WARM_UP = 3  # units of work before the first window
 
 
 def seconds_per_step(
-    work: Callable[[], float], *, windows: int, window_seconds: float, clock: Callable[[], float]
+    work: Callable[[], float],
+    *,
+    window_seconds: float,
+    clock: Callable[[], float],
+    beside: Iterable[int] = (),
 ) -> float:
-    """Median over `windows` of seconds on `clock` per step; `work` does some and returns how many steps."""
-    for _ in range(_WARM_UP):
-        work()
-    return median(_window(work, window_seconds, clock) for _ in range(windows))
+    """Seconds on `clock` per step within one window; `work` does some and returns how many steps.
+
+    The processes `beside` stand still meanwhile, so that the stage is alone.
+    """
+    with standing_still(beside):
+        steps, began, end = 0.0, clock(), time.monotonic() + window_seconds
+        while time.monotonic() < end:
+            steps += work()
+        return (clock() - began) / steps
 
 
-def _window(work: Callable[[], float], seconds: float, clock: Callable[[], float]) -> float:
-    steps, began, end = 0.0, clock(), time.monotonic() + seconds
-    while time.monotonic() < end:
-        steps += work()
-    return (clock() - began) / steps
+@contextmanager
+def standing_still(processes: Iterable[int]) -> Iterator[None]:
+    """SIGSTOP, and SIGCONT afterwards, to those of the `processes` that there are."""
+    stopped = list(processes)
+    try:
+        _signal(signal.SIGSTOP, stopped)
+        yield
+    finally:
+        _signal(signal.SIGCONT, stopped)
+
+
+def _signal(number: signal.Signals, processes: Iterable[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def env_work(config: PipelineConfig) -> Callable[[], float]:
@@ -204,7 +226,10 @@ def _endless(items: Iterable[T]) -> Iterator[T]:
 
 
 def main(stage: str, arguments: Sequence[str]) -> None:
-    """Prints {"seconds_per_step": …} of `stage` with the settings in `arguments`."""
+    """Measures `stage` with the settings in `arguments` whenever it is asked to, until nobody asks any more.
+
+    A line of JSON in, the processes that stand still meanwhile; one out: {"seconds_per_step": …}.
+    """
     config = load(PipelineConfig, arguments, prog="stages", known=())
     keep_freed_memory()
     works: dict[str, Callable[[PipelineConfig], Callable[[], float]]] = {
@@ -213,13 +238,15 @@ def main(stage: str, arguments: Sequence[str]) -> None:
         "learner": learner_work,
     }
     on_cpu = stage == "env" or resolve_device(config.device).type == "cpu"
-    seconds = seconds_per_step(
-        works[stage](config),
-        windows=config.windows,
-        window_seconds=config.stage_seconds,
-        clock=own_cpu_seconds if on_cpu else time.perf_counter,
-    )
-    print(orjson.dumps({"seconds_per_step": seconds}).decode())
+    clock = own_cpu_seconds if on_cpu else time.perf_counter
+    work = works[stage](config)
+    for _ in range(_WARM_UP):
+        work()
+    for line in sys.stdin:
+        seconds = seconds_per_step(
+            work, window_seconds=config.stage_seconds, clock=clock, beside=orjson.loads(line)
+        )
+        print(orjson.dumps({"seconds_per_step": seconds}).decode(), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Processes of this machine, as /proc tells of them."""
 
+import asyncio.subprocess
 import subprocess
 from pathlib import Path
 
 
-def children(process: "subprocess.Popen[str]", *names: str) -> dict[str, int]:
+def children(process: "subprocess.Popen[str] | asyncio.subprocess.Process", *names: str) -> dict[str, int]:
     """Process ids of children, by a word of their command lines."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
@@ -21,7 +22,12 @@ def children(process: "subprocess.Popen[str]", *names: str) -> dict[str, int]:
 
 def is_running(pid: int) -> bool:
     """Whether there is such a process, and it has not ended."""
+    return state(pid) not in ("", "Z")
+
+
+def state(pid: int) -> str:
+    """R, S, T (stopped) and so on; empty where there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return ""

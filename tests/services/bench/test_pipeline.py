@@ -1,5 +1,6 @@
 """`seedrl bench pipeline`: its arithmetic, and a small real one."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,8 +11,11 @@ import pytest
 
 from services.bench.measuring import Reading, measurement
 from services.bench.pipeline import bound
+from services.bench.stages import seconds_per_step
 from shared.errors import RunError
 from tests.support.commands import command, environment
+from tests.support.processes import children, is_running, state
+from tests.support.waiting import eventually
 
 SMALL = ["bench", "pipeline", "--env", "CartPole-v1", "--preset", "cartpole", "--json"]
 SHORT = ["--windows", "2", "--window-seconds", "2", "--stage-seconds", "0.2", "--warm-up-seconds", "0"]
@@ -24,12 +28,13 @@ def reading(seconds: float, steps: float, *, busy: float, cpu: float) -> Reading
 def test_speed_and_waiting_are_medians_of_the_windows() -> None:
     found = measurement(
         [
-            reading(0.0, 0, busy=0.0, cpu=1.0),
-            reading(10.0, 1000, busy=9.0, cpu=4.0),
-            reading(20.0, 1100, busy=10.0, cpu=5.0),  # disturbed
-            reading(40.0, 3300, busy=26.0, cpu=7.6),
-        ]
+            (reading(0.0, 0, busy=0.0, cpu=1.0), reading(10.0, 1000, busy=9.0, cpu=4.0)),
+            (reading(15.0, 1200, busy=12.0, cpu=5.0), reading(25.0, 1300, busy=13.0, cpu=6.0)),  # disturbed
+            (reading(30.0, 1300, busy=13.0, cpu=6.0), reading(50.0, 3500, busy=29.0, cpu=8.6)),
+        ],
+        {"env": 1e-3},
     )
+    assert found.alone == {"env": 1e-3}
     assert found.windows == [100.0, 10.0, 110.0]
     assert found.steps_per_second == 100.0
     assert found.waiting == {"learner": pytest.approx(0.2)}
@@ -38,7 +43,7 @@ def test_speed_and_waiting_are_medians_of_the_windows() -> None:
 
 def test_windows_without_a_step_are_an_error_in_words() -> None:
     with pytest.raises(RunError, match="nothing was trained within the windows"):
-        measurement([reading(0.0, 5, busy=0.0, cpu=0.0), reading(1.0, 5, busy=0.0, cpu=0.0)])
+        measurement([(reading(0.0, 5, busy=0.0, cpu=0.0), reading(1.0, 5, busy=0.0, cpu=0.0))], {})
 
 
 def test_the_bound_shares_the_cores_on_a_cpu_and_takes_the_slower_side_beside_an_accelerator() -> None:
@@ -73,9 +78,7 @@ def test_a_small_pipeline_is_measured_and_leaves_nothing(tmp_path: Path) -> None
 
 def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     env = environment() | {"TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(
-        command(*SMALL, "--stage-seconds", "60"), stdout=-1, stderr=-1, text=True, env=env, cwd=tmp_path
-    )
+    process = subprocess.Popen(command(*SMALL), stdout=-1, stderr=-1, text=True, env=env, cwd=tmp_path)
     while not list(tmp_path.glob("seedrl-bench-*/config.yaml")):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -84,11 +87,51 @@ def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.glob("seedrl-*")) == []
 
 
+async def test_others_stand_still_while_a_stage_is_measured() -> None:
+    other = await asyncio.create_subprocess_exec("sleep", "60")
+    gone = await asyncio.create_subprocess_exec("true")
+    await gone.wait()
+    states = []
+
+    def work() -> float:
+        states.append(state(other.pid))
+        return 10.0
+
+    times = iter([3.0, 7.0])
+    try:
+        cost = seconds_per_step(
+            work, window_seconds=0.1, clock=lambda: next(times), beside=[gone.pid, other.pid]
+        )
+        assert cost == pytest.approx(4.0 / (10.0 * len(states)))
+        assert states[-1] == "T"
+        await eventually(lambda: state(other.pid) == "S")
+    finally:
+        other.kill()
+        await other.wait()
+
+
+async def test_what_stood_still_when_the_bench_was_killed_ends(tmp_path: Path) -> None:
+    env = environment() | {"TMPDIR": str(tmp_path)}
+    words = command(*SMALL, *SHORT, "--stage-seconds", "2")
+    process = await asyncio.create_subprocess_exec(*words, env=env, cwd=tmp_path)
+    services = ("services.cli\0inference", "services.cli\0learner", "services.cli\0actor", "nats-server")
+
+    def standing() -> list[int]:
+        found = list(children(process, *services).values())
+        return found if len(found) == 4 and all(state(pid) == "T" for pid in found) else []
+
+    stopped = await eventually(standing, timeout=60)
+    process.kill()
+    await process.wait()
+    await eventually(lambda: not any(map(is_running, stopped)), timeout=20)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["bench", "nothing"], "unknown command 'bench nothing'; there are train"),
         (["bench", "pipeline", "--windows", "0"], "--windows: "),
+        (["bench", "pipeline", "--stage-seconds", "2.5"], "--stage-seconds: "),
         (["bench", "pipeline", "--env", "Nowhere-v0", *SHORT], "stage env alone failed: unknown environment"),
     ],
 )

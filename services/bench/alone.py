@@ -1,0 +1,88 @@
+"""A stage in a process of its own, which measures it alone whenever it is asked to."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import orjson
+
+from services.bench.config import PipelineConfig
+from services.bench.stages import Stage
+from services.local.config import CONFIG_FILE, TrainConfig
+from services.local.process import clean_environment
+from shared.errors import RunError
+
+_READY_SECONDS = 300.0  # torch, environments and the first, slow, batches
+_WINDOW_SECONDS = 60.0  # beside the window itself: a unit of work that began within it is finished
+_END_SECONDS = 5.0
+
+
+class StageAlone:
+    """One stage, warmed up."""
+
+    def __init__(self, stage: Stage, process: asyncio.subprocess.Process, *, window_seconds: float) -> None:
+        self._stage = stage
+        self._process = process
+        self._window_seconds = window_seconds
+
+    async def seconds_per_step(self, beside: Iterable[int] = ()) -> float:
+        """Of one window, in which the processes `beside` stand still. Raises RunError."""
+        return float((await self._asked(beside, _WINDOW_SECONDS + self._window_seconds))["seconds_per_step"])
+
+    async def ready(self) -> None:
+        """Waits until the first window is done, which does not count. Raises RunError."""
+        await self._asked((), _READY_SECONDS)
+
+    async def end(self) -> None:
+        """It ends when nobody asks any more, and lets go what stands still."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(_END_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def _asked(self, beside: Iterable[int], seconds: float) -> dict[str, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(orjson.dumps(list(beside)) + b"\n")
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self._process.stdout.readline()
+        except TimeoutError as error:
+            raise RunError(f"stage {self._stage} alone did not come to an end in {seconds:g} s") from error
+        if not answer:
+            raise RunError(f"stage {self._stage} alone failed: {await self._last_words()}")
+        found: dict[str, float] = orjson.loads(answer)
+        return found
+
+    async def _last_words(self) -> str:
+        assert self._process.stderr is not None
+        lines = (await self._process.stderr.read()).decode(errors="replace").strip().splitlines()
+        return (lines or ["it said nothing"])[-1].removeprefix("seedrl: ")
+
+
+@asynccontextmanager
+async def stage_alone(
+    stage: Stage, config: PipelineConfig, training: TrainConfig
+) -> AsyncIterator[StageAlone]:
+    """Started and warmed up. Raises RunError where that fails."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.bench.stages", stage),
+        *("--preset", str(training.directory / CONFIG_FILE), "--env", config.env),
+        *("--stage-seconds", str(config.stage_seconds)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=clean_environment(),
+        start_new_session=True,  # Ctrl-C is answered by this process alone
+    )
+    alone = StageAlone(stage, process, window_seconds=config.stage_seconds)
+    try:
+        await alone.ready()
+        yield alone
+    finally:
+        await alone.end()
