@@ -32,16 +32,15 @@ def hello(config: ActorConfig, spec: EnvironmentSpec, *, stream_id: str) -> pb.A
 
 def step(sequence: int, transition: Transition) -> pb.ActRequest:
     """What a step or reset led to; `sequence` counts from 0 in each stream."""
-    return pb.ActRequest(
-        step=pb.Step(
-            sequence=sequence,
-            observation=transition.observation,
-            reward=transition.reward,
-            terminated=transition.terminated,
-            truncated=transition.truncated,
-            is_first=transition.is_first,
-        )
-    )
+    request = pb.ActRequest()
+    message = request.step  # filled in place: a Step of its own would be copied into the request
+    message.sequence = sequence
+    message.observation.extend(transition.observation)
+    message.reward = transition.reward
+    message.terminated = transition.terminated
+    message.truncated = transition.truncated
+    message.is_first = transition.is_first
+    return request
 
 
 def check_welcome(response: pb.ActResponse, *, run_id: str) -> None:
