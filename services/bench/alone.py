@@ -2,13 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import orjson
 
 from services.bench.config import PipelineConfig
-from services.bench.stages import Stage
+from services.bench.stages import Stage, go_on
 from services.local.config import CONFIG_FILE, TrainConfig
 from services.local.process import clean_environment
 from shared.errors import RunError
@@ -28,7 +28,12 @@ class StageAlone:
 
     async def seconds_per_step(self, beside: Iterable[int] = ()) -> float:
         """Of one window, in which the processes `beside` stand still. Raises RunError."""
-        return float((await self._asked(beside, _WINDOW_SECONDS + self._window_seconds))["seconds_per_step"])
+        others = list(beside)
+        try:
+            answer = await self._asked(others, _WINDOW_SECONDS + self._window_seconds)
+        finally:
+            go_on(others)  # also where the stage was killed, or nobody waits for it any more
+        return float(answer["seconds_per_step"])
 
     async def ready(self) -> None:
         """Waits until the first window is done, which does not count. Raises RunError."""
@@ -45,10 +50,10 @@ class StageAlone:
             self._process.kill()
             await self._process.wait()
 
-    async def _asked(self, beside: Iterable[int], seconds: float) -> dict[str, float]:
+    async def _asked(self, beside: Sequence[int], seconds: float) -> dict[str, float]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(orjson.dumps(list(beside)) + b"\n")
+        self._process.stdin.write(orjson.dumps(beside) + b"\n")
         try:
             async with asyncio.timeout(seconds):
                 answer = await self._process.stdout.readline()

@@ -64,13 +64,18 @@ def seconds_per_step(
 
 @contextmanager
 def standing_still(processes: Iterable[int]) -> Iterator[None]:
-    """SIGSTOP, and SIGCONT afterwards, to those of the `processes` that there are."""
+    """SIGSTOP to those of the `processes` that there are, and SIGCONT afterwards."""
     stopped = list(processes)
     try:
         _signal(signal.SIGSTOP, stopped)
         yield
     finally:
-        _signal(signal.SIGCONT, stopped)
+        go_on(stopped)
+
+
+def go_on(processes: Iterable[int]) -> None:
+    """SIGCONT to those of the `processes` that there are."""
+    _signal(signal.SIGCONT, processes)
 
 
 def _signal(number: signal.Signals, processes: Iterable[int]) -> None:

@@ -110,10 +110,11 @@ async def test_others_stand_still_while_a_stage_is_measured() -> None:
         await other.wait()
 
 
-async def test_what_stood_still_when_the_bench_was_killed_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", ["the bench", "the stage"])
+async def test_what_stands_still_ends_with_who_made_it(killed: str, tmp_path: Path) -> None:
     env = environment() | {"TMPDIR": str(tmp_path)}
     words = command(*SMALL, *SHORT, "--stage-seconds", "2")
-    process = await asyncio.create_subprocess_exec(*words, env=env, cwd=tmp_path)
+    process = await asyncio.create_subprocess_exec(*words, stderr=-1, env=env, cwd=tmp_path)
     services = ("services.cli\0inference", "services.cli\0learner", "services.cli\0actor", "nats-server")
 
     def standing() -> list[int]:
@@ -121,7 +122,12 @@ async def test_what_stood_still_when_the_bench_was_killed_ends(tmp_path: Path) -
         return found if len(found) == 4 and all(state(pid) == "T" for pid in found) else []
 
     stopped = await eventually(standing, timeout=60)
-    process.kill()
+    if killed == "the bench":
+        process.kill()
+    else:
+        os.kill(children(process, "services.bench.stages\0env")["services.bench.stages\0env"], signal.SIGKILL)
+        _, said = await process.communicate()
+        assert said == b"seedrl: stage env alone failed: it said nothing\n"
     await process.wait()
     await eventually(lambda: not any(map(is_running, stopped)), timeout=20)
 
