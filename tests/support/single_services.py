@@ -77,10 +77,18 @@ class SingleServices:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.run_dir = directory / "runs" / RUN
-        self.nats_url = f"nats://127.0.0.1:{free_port()}"
-        self.inference_url = f"127.0.0.1:{free_port()}"
+        self._ports: set[int] = set()
+        self.nats_url = f"nats://127.0.0.1:{self._port()}"
+        self.inference_url = f"127.0.0.1:{self._port()}"
         self.nats_host: Host | None = None
         self._started: list[Service] = []
+
+    def _port(self) -> int:
+        """A free port that none of these services was given: it may not listen on its own yet."""
+        while (port := free_port()) in self._ports:
+            pass
+        self._ports.add(port)
+        return port
 
     def nats(self, host: Host | None = None) -> Service:
         """nats-server with its store in the directory."""
@@ -97,7 +105,7 @@ class SingleServices:
         http = (
             f"{host.address}:{HTTP_PORT + len(self._started)}"
             if host is not None
-            else f"127.0.0.1:{free_port()}"
+            else f"127.0.0.1:{self._port()}"
         )
         http_host, _, http_port = http.rpartition(":")
         where = ["--run-id", RUN, "--http-host", http_host, "--http-port", http_port, "--log-format", "json"]
