@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import orjson
@@ -26,13 +26,12 @@ class StageAlone:
         self._process = process
         self._window_seconds = window_seconds
 
-    async def seconds_per_step(self, beside: Iterable[int] = ()) -> float:
+    async def seconds_per_step(self, beside: Sequence[int]) -> float:
         """Of one window, in which the processes `beside` stand still. Raises RunError."""
-        others = list(beside)
         try:
-            answer = await self._asked(others, _WINDOW_SECONDS + self._window_seconds)
+            answer = await self._asked(beside, _WINDOW_SECONDS + self._window_seconds)
         finally:
-            go_on(others)  # also where the stage was killed, or nobody waits for it any more
+            go_on(beside)  # also where the stage was killed, or nobody waits for it any more
         return float(answer["seconds_per_step"])
 
     async def ready(self) -> None:

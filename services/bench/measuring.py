@@ -190,10 +190,10 @@ class Probe:
         return learner["seedrl_learner_steps_total", ""] * trained / max(1.0, trained + refused)
 
     def _cpu(self) -> dict[str, float]:
-        used: dict[str, float] = {}
+        replay = ("replay",) if self._training.agent == "r2d2" else ()
+        used = dict.fromkeys(("actor", "inference", *replay, "learner", "nats"), 0.0)
         for pid, name in self._names().items():
-            service = name.partition("-")[0]
-            used[service] = used.get(service, 0.0) + cpu_seconds(pid)
+            used[name.partition("-")[0]] += cpu_seconds(pid)
         return used
 
     def _names(self) -> dict[int, str]:
