@@ -58,6 +58,9 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     step_timeout: float = Field(60.0, gt=0)
     """Seconds a group may take for one step before the actor ends with an error; waiting for actions does
     not count."""
+    shared_memory: bool = True
+    """Leave observations in shared memory for an inference service that can reach it, one on the same Linux
+    host and as the same user; to any other they go over gRPC."""
     seed: int | None = Field(None, ge=0)
     """Seed of the environments, together with actor id and group; default: a fresh one."""
 

@@ -1,10 +1,12 @@
 """One group's life: stream after stream, and in each Hello, a reset, then steps and actions in turn."""
 
 import asyncio
+import contextlib
 import functools
 import random
 import secrets
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -19,6 +21,9 @@ from services.actor.stream import InferenceStream, StreamEnded, Stub
 from services.actor.threads import StepThreads
 from shared.errors import ProtocolError, Refused
 from shared.telemetry import get_logger
+from shared.types import Array
+from shared.wire import inference_pb2 as pb
+from shared.wire.shared_memory import SharedObservation
 
 WELCOME_SECONDS = 30.0
 
@@ -62,6 +67,7 @@ class GroupState:
     """What is told about a group."""
 
     connected: bool = False
+    shared_memory: bool = False  # whether observations go through it
     waiting_for: str = "environments"
     streams: int = 0  # that were welcomed
     steps: int = 0
@@ -108,22 +114,31 @@ class Group:
         """Returns when inference ended the stream with OK. Raises StreamLost, ProtocolError or Refused."""
         token = next(iter(self._config.inference_tokens), None)
         async with InferenceStream(self._stub, token=token) as stream:
-            if not await self._is_welcomed(stream):
+            stream_id = secrets.token_hex(8)
+            with _offered(self._config, self._environments, stream_id=stream_id) as memory:
+                welcome = await self._welcome(stream, stream_id, memory.offer if memory else None)
+            if welcome is None:
                 return
+            shared = memory.leaves if memory and welcome.shared_memory else None
+            self._welcomed(stream_id, shared_memory=shared is not None)
             try:
-                await self._alternate(stream)
+                await self._alternate(stream, shared)
             except StreamEnded as ended:
                 if ended.code is grpc.StatusCode.INVALID_ARGUMENT:
                     self._metrics.rejected_steps.inc()
                     self._log.error("inference rejected a step", reason=ended.details)
                 raise StreamLost(_words(ended)) from ended
 
-    async def _is_welcomed(self, stream: InferenceStream) -> bool:
-        """False when the run is over."""
-        stream_id = secrets.token_hex(8)
+    async def _welcome(
+        self, stream: InferenceStream, stream_id: str, shared_memory: pb.SharedMemory | None
+    ) -> pb.Welcome | None:
+        """The answer to Hello; None when the run is over."""
+        hello = messages.hello(
+            self._config, self._environments.spec, stream_id=stream_id, shared_memory=shared_memory
+        )
         try:
             async with asyncio.timeout(WELCOME_SECONDS):
-                await stream.send(messages.hello(self._config, self._environments.spec, stream_id=stream_id))
+                await stream.send(hello)
                 response = await stream.receive()
         except TimeoutError:
             raise StreamLost(f"no answer to Hello in {WELCOME_SECONDS:g} s") from None
@@ -134,15 +149,14 @@ class Group:
                 ) from ended
             raise StreamLost(_words(ended)) from ended
         if response is None:
-            return False
+            return None
         messages.check_welcome(response, run_id=self._config.run_id)
-        self._welcomed(stream_id)
-        return True
+        return response.welcome
 
-    async def _alternate(self, stream: InferenceStream) -> None:
-        """Step and actions in turn, until the stream ends with OK."""
-        limit = self._config.step_timeout
-        transition = await self._threads.run(self._environments.reset, limit_seconds=limit)
+    async def _alternate(self, stream: InferenceStream, shared: Sequence[Array] | None) -> None:
+        """Step and actions in turn, until the stream ends with OK; observations go to `shared`, if any."""
+        reset = functools.partial(self._environments.reset, into=shared)
+        transition = await self._threads.run(reset, limit_seconds=self._config.step_timeout)
         self._count(transition)
         sequence = 0
         while True:
@@ -179,12 +193,13 @@ class Group:
         self._metrics.episodes.inc(transition.episodes)
         self._metrics.environment_restarts.inc(transition.restarts)
 
-    def _welcomed(self, stream_id: str) -> None:
-        self._log.info("connected", stream=stream_id)
+    def _welcomed(self, stream_id: str, *, shared_memory: bool) -> None:
+        self._log.info("connected", stream=stream_id, shared_memory=shared_memory)
         if self.state.streams:
             self._metrics.reconnections.inc()
         self.state.streams += 1
         self.state.connected = True
+        self.state.shared_memory = shared_memory
         self.state.waiting_for = ""
         self._metrics.groups_connected.inc()
         self._outage = None
@@ -201,6 +216,22 @@ class Group:
         if kind != self._outage:
             self._outage = kind
             self._log.warning("no stream to inference; trying again", reason=str(lost))
+
+
+@contextlib.contextmanager
+def _offered(
+    config: ActorConfig, environments: SteppedGroup, *, stream_id: str
+) -> Iterator[SharedObservation | None]:
+    """Memory that can be taken as long as the context lasts; None where none is to be had or wanted."""
+    memory = None
+    if config.shared_memory:
+        with contextlib.suppress(OSError):
+            memory = SharedObservation(environments.spec, group_size=environments.size, stream_id=stream_id)
+    try:
+        yield memory
+    finally:
+        if memory is not None:
+            memory.close()
 
 
 def _timed(environments: SteppedGroup, action: NDArray[np.int64]) -> tuple[Transition, float]:

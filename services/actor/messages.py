@@ -13,8 +13,14 @@ from shared.wire.hello import PROTOCOL_VERSION, to_proto_observation
 _ROLES = {"train": pb.ROLE_TRAIN, "eval": pb.ROLE_EVAL}
 
 
-def hello(config: ActorConfig, spec: EnvironmentSpec, *, stream_id: str) -> pb.ActRequest:
-    """The first message of a stream."""
+def hello(
+    config: ActorConfig,
+    spec: EnvironmentSpec,
+    *,
+    stream_id: str,
+    shared_memory: pb.SharedMemory | None = None,
+) -> pb.ActRequest:
+    """The first message of a stream; `shared_memory` is offered."""
     return pb.ActRequest(
         hello=pb.Hello(
             protocol_version=PROTOCOL_VERSION,
@@ -26,6 +32,7 @@ def hello(config: ActorConfig, spec: EnvironmentSpec, *, stream_id: str) -> pb.A
             task=config.task,
             observation=to_proto_observation(spec),
             action=pb.DiscreteActionSpec(n=spec.num_actions),
+            shared_memory=shared_memory,
         )
     )
 

@@ -3,7 +3,7 @@
 Leaves are named by their path: "observation" for a plain space, "key/…" in a Dict, "0/…" in a Tuple.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,13 @@ class ObservationEncoder:
             for leaf in _leaves(observation_space)
         ]
 
-    def __call__(self, observation: Any) -> list[bytes]:
-        """Bytes of each leaf, [B, …] in C order. Raises UnsupportedEnvironment on another shape."""
+    def __call__(self, observation: Any, *, into: Sequence[Array] | None = None) -> list[bytes]:
+        """Bytes of each leaf, [B, …] in C order. Raises UnsupportedEnvironment on another shape.
+
+        `into`: arrays that are filled instead, per leaf [B, …]; no bytes are returned then.
+        """
         encoded = []
-        for leaf, shape, dtype in self._leaves:
+        for number, (leaf, shape, dtype) in enumerate(self._leaves):
             value = observation
             for key in leaf.path:
                 value = value[key]
@@ -65,7 +68,10 @@ class ObservationEncoder:
                 )
             if leaf.start:
                 array = array.astype(np.int64) - leaf.start
-            encoded.append(array.astype(dtype, copy=False).tobytes())
+            if into is None:
+                encoded.append(array.astype(dtype, copy=False).tobytes())
+            else:
+                np.copyto(into[number], array, casting="unsafe")
         return encoded
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from services.actor.restarting import CRASH, CRASHES, RESTARTS, CrashCount, firs
 from services.actor.spaces import ActionDecoder, ObservationEncoder, environment_spec
 from shared.errors import SeedrlError, UnsupportedEnvironment
 from shared.telemetry import get_logger
+from shared.types import Array
 
 Flags = NDArray[np.bool_]
 
@@ -25,7 +26,7 @@ log = get_logger(__name__)
 class Transition(NamedTuple):
     """What one step or reset of B environments led to, ready for the wire."""
 
-    observation: list[bytes]  # per leaf [B, …], little-endian
+    observation: list[bytes]  # per leaf [B, …], little-endian; none where they lie in shared memory
     reward: bytes  # [B] float32, 0 where is_first
     terminated: bytes  # [B] uint8, 0 where is_first
     truncated: bytes  # [B] uint8, 0 where is_first
@@ -57,10 +58,16 @@ class SteppedGroup:
         self._encode = ObservationEncoder(spaces[0], group_size=self.size)
         self._decode = ActionDecoder(spaces[1])
         self._starts: EpisodeStarts | None = None  # before the first reset
+        self._into: Sequence[Array] | None = None
 
-    def reset(self) -> Transition:
-        """First observations of new episodes in all rows."""
+    def reset(self, *, into: Sequence[Array] | None = None) -> Transition:
+        """First observations of new episodes in all rows.
+
+        `into`: arrays, per leaf [B, …], in which these and all later observations are left, until a reset
+        says otherwise; transitions come without them then.
+        """
         with self._lock:
+            self._into = into
             try:
                 return self._all_first()
             except SeedrlError:
@@ -98,7 +105,7 @@ class SteppedGroup:
         self._starts = episode_starts(self._env, info)
         zeros, ones = np.zeros(self.size, np.bool_), np.ones(self.size, np.bool_)
         return Transition(
-            observation=self._encode(observation),
+            observation=self._encode(observation, into=self._into),
             reward=np.zeros(self.size, "<f4").tobytes(),
             terminated=zeros.tobytes(),
             truncated=zeros.tobytes(),
@@ -125,7 +132,7 @@ class SteppedGroup:
             terminated[is_first] = truncated[is_first] = False
             reward = np.where(is_first, 0.0, reward)
         return Transition(
-            observation=self._encode(observation),
+            observation=self._encode(observation, into=self._into),
             reward=np.asarray(reward, "<f4").tobytes(),
             terminated=terminated.tobytes(),
             truncated=truncated.tobytes(),

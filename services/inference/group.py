@@ -11,6 +11,8 @@ from services.inference.session import Introduction, StepReader
 from services.inference.slots import Slots
 from shared.algorithms.exploration import EVALUATION_EPSILON, epsilon_ladder
 from shared.specs import RunSpec
+from shared.types import Array
+from shared.wire import shared_memory
 
 
 class Group:
@@ -24,7 +26,9 @@ class Group:
         # [B], R2D2's; the whole ladder, since a group knows nothing of the others
         self.epsilon = np.full(self.rows, EVALUATION_EPSILON) if self.greedy else epsilon_ladder(self.rows)
         self.steps = 0  # environment steps; reset steps are none
-        self._reader = StepReader(introduction.environment, group_size=self.rows)
+        shared = _taken(introduction)
+        self.shares_memory = shared is not None
+        self._reader = StepReader(introduction.environment, group_size=self.rows, shared=shared)
         self._episodes = EpisodeCounter(self.rows)
         self._weights_version = 0
         self._assembler: Assembler | None = None
@@ -54,7 +58,7 @@ class Group:
         return self._reader.sequence
 
     def observe(self, data: bytes) -> tuple[StepArrays, list[dict[str, Any]]]:
-        """A Step's arrays, views of `data`, and the episodes that it ended. Raises Refusal."""
+        """A Step's arrays, which are views and to be copied, and the episodes it ended. Raises Refusal."""
         step = self._reader.read(data)
         self.steps += self.rows - int(step.is_first.sum())
         if self._assembler is not None:
@@ -93,3 +97,15 @@ class Group:
             weights_update=answer.weights_update,
             start=answer.start,
         )
+
+
+def _taken(introduction: Introduction) -> list[Array] | None:
+    """The memory that the actor offers, if it does and it can be reached."""
+    if introduction.shared_memory is None:
+        return None
+    return shared_memory.taken(
+        introduction.shared_memory,
+        introduction.environment,
+        group_size=introduction.group_size,
+        stream_id=introduction.stream_id,
+    )

@@ -62,9 +62,6 @@ class InferenceServicer:
         self._step_timeout = step_timeout
         self._calls: set[_Call] = set()
         self._closed: Refusal | None = None
-        self._welcome = pb.ActResponse(
-            welcome=pb.Welcome(protocol_version=PROTOCOL_VERSION, run_id=run_id)
-        ).SerializeToString()
 
     def close(self, why: Refusal) -> int:
         """Ends every call, and answers each that comes, with a status; the number of streams that ended."""
@@ -123,13 +120,24 @@ class InferenceServicer:
         engine, rows = await self._agreement.join(introduction)
         async with self._streams.opened(introduction, engine, rows_per_message=rows) as stream:
             call.introduction = introduction
-            log.info("stream opened", **_who(introduction), environments=introduction.group_size)
+            log.info(
+                "stream opened",
+                **_who(introduction),
+                environments=introduction.group_size,
+                shared_memory=stream.group.shares_memory,
+            )
             try:
-                step = await _exchanged(call, context, self._welcome)
+                step = await _exchanged(call, context, self._welcome(stream.group.shares_memory))
                 while step is not EOF:
                     step = await _exchanged(call, context, await stream.answer(step))
             finally:
                 log.info("stream ended", **_who(introduction), steps=stream.group.steps)
+
+    def _welcome(self, shared_memory: bool) -> bytes:
+        welcome = pb.Welcome(
+            protocol_version=PROTOCOL_VERSION, run_id=self._run_id, shared_memory=shared_memory
+        )
+        return pb.ActResponse(welcome=welcome).SerializeToString()
 
     def _refused(self, call: _Call, refusal: Refusal) -> None:
         if refusal.status in ("OK", "UNAUTHENTICATED"):  # the latter: see Access

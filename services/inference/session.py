@@ -1,5 +1,6 @@
 """The protocol as one stream sees it: bytes in, checked Hello and Step out. Knows no socket and no policy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,7 @@ class Introduction:
     role: Role
     task: str
     environment: EnvironmentSpec
+    shared_memory: pb.SharedMemory | None = None  # that was offered
 
 
 def read_hello(data: bytes, *, run_id: str) -> Introduction:
@@ -55,14 +57,19 @@ def read_hello(data: bytes, *, run_id: str) -> Introduction:
         role=_ROLES[hello.role],
         task=hello.task,
         environment=environment,
+        shared_memory=hello.shared_memory if hello.HasField("shared_memory") else None,
     )
 
 
 class StepReader:
     """Checks the Steps of an accepted stream and shows them as arrays."""
 
-    def __init__(self, environment: EnvironmentSpec, *, group_size: int) -> None:
+    def __init__(
+        self, environment: EnvironmentSpec, *, group_size: int, shared: Sequence[Array] | None = None
+    ) -> None:
+        """`shared`: where observations lie, per leaf [B, …], instead of in the messages."""
         self._leaves = environment.observation
+        self._shared = shared
         self._group_size = group_size
         row_bytes = 3 + 4 + sum(leaf.row_bytes for leaf in environment.observation)  # flags and reward beside
         self._max_bytes = FRAMING_BYTES + group_size * row_bytes
@@ -74,7 +81,7 @@ class StepReader:
         return self._sequence
 
     def read(self, data: bytes) -> StepArrays:
-        """Read-only views of the message. Raises Refusal that names field, expected and got."""
+        """Read-only views, of the message or of shared memory. Raises Refusal, which names what is wrong."""
         if len(data) > self._max_bytes:
             raise Refusal(
                 "size", f"message has {len(data)} bytes; a Step of this group at most {self._max_bytes}"
@@ -97,27 +104,22 @@ class StepReader:
         return arrays
 
     def _observation(self, step: pb.Step) -> dict[str, Array]:
-        if len(step.observation) != len(self._leaves):
+        expected = 0 if self._shared is not None else len(self._leaves)
+        if len(step.observation) != expected:
+            where = "; it lies in shared memory" if self._shared is not None else ""
             raise Refusal(
-                "leaves", f"observation has {len(step.observation)} leaves, expected {len(self._leaves)}"
+                "leaves", f"observation has {len(step.observation)} leaves, expected {expected}{where}"
             )
-        return {
-            leaf.name: self._leaf(leaf, data)
-            for leaf, data in zip(self._leaves, step.observation, strict=True)
-        }
+        arrays = self._shared if self._shared is not None else map(self._sent, self._leaves, step.observation)
+        observation = dict(zip((leaf.name for leaf in self._leaves), arrays, strict=True))
+        for leaf in self._leaves:
+            _check_values(leaf, observation[leaf.name])
+        return observation
 
-    def _leaf(self, leaf: LeafSpec, data: bytes) -> Array:
-        name = f"observation {leaf.name!r}"
-        self._check_bytes(name, data, leaf.row_bytes)
+    def _sent(self, leaf: LeafSpec, data: bytes) -> Array:
+        self._check_bytes(f"observation {leaf.name!r}", data, leaf.row_bytes)
         little_endian = np.dtype(leaf.dtype).newbyteorder("<")
-        values = np.frombuffer(data, little_endian).reshape(self._group_size, *leaf.shape)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise Refusal("observation", f"{name} holds a value that is not finite")
-        if values.dtype.kind == "b" and (values.view(np.uint8) > 1).any():
-            raise Refusal("observation", f"{name} holds a bool that is neither 0 nor 1")
-        if leaf.n and ((values < 0) | (values >= leaf.n)).any():
-            raise Refusal("observation", f"{name} holds a value outside 0 … {leaf.n - 1}")
-        return values
+        return np.frombuffer(data, little_endian).reshape(self._group_size, *leaf.shape)
 
     def _reward(self, data: bytes) -> Array:
         self._check_bytes("reward", data, 4)
@@ -148,6 +150,16 @@ class StepReader:
             raise Refusal(
                 "is_first", "a row is is_first and terminated or truncated; no reset ends an episode"
             )
+
+
+def _check_values(leaf: LeafSpec, values: Array) -> None:
+    name = f"observation {leaf.name!r}"
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise Refusal("observation", f"{name} holds a value that is not finite")
+    if values.dtype.kind == "b" and (values.view(np.uint8) > 1).any():
+        raise Refusal("observation", f"{name} holds a bool that is neither 0 nor 1")
+    if leaf.n and ((values < 0) | (values >= leaf.n)).any():
+        raise Refusal("observation", f"{name} holds a value outside 0 … {leaf.n - 1}")
 
 
 def _parsed(data: bytes) -> pb.ActRequest:

@@ -105,6 +105,7 @@ class Hello(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     OBSERVATION_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """1"""
     run_id: _builtins.str
@@ -124,6 +125,10 @@ class Hello(_message.Message):
 
     @_builtins.property
     def action(self) -> Global___DiscreteActionSpec: ...
+    @_builtins.property
+    def shared_memory(self) -> Global___SharedMemory:
+        """an offer, to a service on the same host"""
+
     def __init__(
         self,
         *,
@@ -136,14 +141,39 @@ class Hello(_message.Message):
         task: _builtins.str = ...,
         observation: _abc.Iterable[Global___LeafSpec] | None = ...,
         action: Global___DiscreteActionSpec | None = ...,
+        shared_memory: Global___SharedMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "shared_memory", b"shared_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_id", b"actor_id", "group_size", b"group_size", "observation", b"observation", "protocol_version", b"protocol_version", "role", b"role", "run_id", b"run_id", "stream_id", b"stream_id", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor_id", b"actor_id", "group_size", b"group_size", "observation", b"observation", "protocol_version", b"protocol_version", "role", b"role", "run_id", b"run_id", "shared_memory", b"shared_memory", "stream_id", b"stream_id", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class SharedMemory(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    FD_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    """process that holds it"""
+    fd: _builtins.int
+    """its descriptor there, of a sealed memfd called seedrl-<stream_id>"""
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        fd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fd", b"fd", "pid", b"pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
 
 @_typing.final
 class LeafSpec(_message.Message):
@@ -214,17 +244,21 @@ class Welcome(_message.Message):
 
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     run_id: _builtins.str
+    shared_memory: _builtins.bool
+    """the offer is taken: Steps come without observation, which lies there"""
     def __init__(
         self,
         *,
         protocol_version: _builtins.int = ...,
         run_id: _builtins.str = ...,
+        shared_memory: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["protocol_version", b"protocol_version", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["protocol_version", b"protocol_version", "run_id", b"run_id", "shared_memory", b"shared_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,7 +286,7 @@ class Step(_message.Message):
     """[B] uint8, 1 where this observation starts an episode"""
     @_builtins.property
     def observation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """per leaf: [B, ...] little-endian, C order"""
+        """per leaf: [B, ...] little-endian, C order; none with shared memory"""
 
     def __init__(
         self,
