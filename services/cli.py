@@ -169,11 +169,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
     assert isinstance(config, ServiceSettings)
     configure_logging(config.log_level, config.log_format, name, secrets=secret_values(config))
-    return run_service(
-        lambda stop: run(config, stop=stop),
-        grace_seconds=config.grace_seconds,
-        one_arena=name != "actor",  # whose environments step side by side, and which holds no large blocks
-    )
+    return run_service(lambda stop: run(config, stop=stop), grace_seconds=config.grace_seconds)
 
 
 def _imported(place: str) -> Any:

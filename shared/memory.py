@@ -8,16 +8,13 @@ _LARGEST = 2**31 - 1
 _PAD_BYTES = 2**26
 
 
-def keep_freed_memory(*, one_arena: bool = True) -> None:
+def keep_freed_memory() -> None:
     """Tells glibc to keep large blocks that are freed instead of giving them back to the kernel.
 
     Activations, frames and messages are freed with every batch and wanted again with the next; to get them
     as fresh zeroed pages each time made learning up to twice as slow and took 5 % of an actor's time.
-    To be called before there are threads. Best effort: without glibc, nothing happens.
-
-    `one_arena`: all threads share the one that holds blocks above 64 MB. What threads take by turns then lies
-    side by side, in the same cache lines: Atari environments, which do so all the time, took up to a quarter
-    longer when two threads stepped them.
+    All threads share one arena: the others cannot hold blocks above 64 MB. To be called before there are
+    threads. Best effort: without glibc, nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -25,6 +22,5 @@ def keep_freed_memory(*, one_arena: bool = True) -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST)
-        if one_arena:
-            mallopt(_M_TOP_PAD, _PAD_BYTES)  # more than another arena could grow by
-            mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_TOP_PAD, _PAD_BYTES)
+        mallopt(_M_ARENA_MAX, 1)

@@ -73,17 +73,15 @@ async def in_thread(function: Callable[[], T], executor: Executor | None = None)
         raise
 
 
-def run_service(
-    main: Callable[[asyncio.Event], Awaitable[None]], *, grace_seconds: float, one_arena: bool = True
-) -> int:
+def run_service(main: Callable[[asyncio.Event], Awaitable[None]], *, grace_seconds: float) -> int:
     """Runs `main(stop)` on uvloop to its end and returns the process's exit status.
 
     SIGTERM and SIGINT set `stop`. If a second one comes, or `main` has not returned `grace_seconds` after the
     first, the process exits at once with status 1. A SeedrlError, also within an ExceptionGroup, becomes one
     line on stderr and its own exit status; any other error is logged with its traceback and gives 1. Of
-    several errors the first decides. To be called in the main thread. `one_arena`: see `keep_freed_memory`.
+    several errors the first decides. To be called in the main thread.
     """
-    keep_freed_memory(one_arena=one_arena)
+    keep_freed_memory()
     stop = asyncio.Event()
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     loop = runner.get_loop()

@@ -236,7 +236,7 @@ def main(stage: str, arguments: Sequence[str]) -> None:
     A line of JSON in, the processes that stand still meanwhile; one out: {"seconds_per_step": …}.
     """
     config = load(PipelineConfig, arguments, prog="stages", known=())
-    keep_freed_memory(one_arena=stage != "env")
+    keep_freed_memory()
     works: dict[str, Callable[[PipelineConfig], Callable[[], float]]] = {
         "env": env_work,
         "inference": inference_work,
