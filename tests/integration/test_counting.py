@@ -43,15 +43,17 @@ def actor(
     groups: int,
     group_size: int,
     killed: bool = False,
+    shared_memory: bool = True,
     **kwargs: object,
 ) -> Iterator[None]:
     """An actor process on counting environments; must exit with 0 when it is told to, unless it is killed."""
     words = ("--inference-url", service.address, "--run-id", service.config.run_id, "--actor-id", actor_id)
     shape = ("--groups", str(groups), "--group-size", str(group_size), "--seed", "7")
+    transport = "--shared-memory" if shared_memory else "--no-shared-memory"
     kind = "CountingVector-v0" if "life_every" in kwargs else "Counting-v0"
     env = f"tests.support.counting_environment:{kind}"
     process = subprocess.Popen(
-        command("actor", env, *words, *shape, "--env-kwargs", orjson.dumps(kwargs).decode()),
+        command("actor", env, *words, *shape, transport, "--env-kwargs", orjson.dumps(kwargs).decode()),
         cwd=cwd,
         env=environment(),
         stderr=subprocess.PIPE,
@@ -84,7 +86,9 @@ async def test_every_chunk_of_real_actors_is_aligned(nats: NatsRun, tmp_path: Pa
         await learner.publish()
         with (
             actor(service, tmp_path, actor_id="ends", groups=2, group_size=3),
-            actor(service, tmp_path, actor_id="cut", groups=1, group_size=5, truncate=True),
+            actor(
+                service, tmp_path, actor_id="cut", groups=1, group_size=5, truncate=True, shared_memory=False
+            ),
             actor(service, tmp_path, actor_id="crashing", groups=1, group_size=2, crash_at=11),
             actor(service, tmp_path, actor_id="lives", groups=1, group_size=4, life_every=LIFE_EVERY),
         ):
@@ -92,6 +96,9 @@ async def test_every_chunk_of_real_actors_is_aligned(nats: NatsRun, tmp_path: Pa
             while len(streams) < 5 or min(map(len, streams.values())) < CHUNKS_PER_STREAM:
                 for chunk in await learner.chunks(4, timeout=40.0):
                     streams[chunk.header.stream_id].append(chunk)
+            status = await service.status()
+    shares_memory = {stream["actor_id"]: stream["shared_memory"] for stream in status["streams"]}
+    assert shares_memory == {"ends": True, "cut": False, "crashing": True, "lives": True}
     resets = 0
     for chunks in streams.values():
         crashing = chunks[0].header.actor_id == "crashing"

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.wire import inference_pb2 as pb
+from shared.wire.hello import environment_from_hello
 from shared.wire.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
+from shared.wire.shared_memory import taken
 from tests.support.waiting import eventually
 
 Answer = NDArray[Any] | pb.ActResponse | None  # actions, or a whole message; None ends the stream
@@ -33,6 +35,7 @@ class RecordedStream:
 
     hello: pb.Hello | None = None
     steps: list[pb.Step] = field(default_factory=list)
+    memory: list[NDArray[Any]] | None = None  # that was taken
     end: str = ""  # how it ended: half-closed, cancelled, or what the script did
 
     @property
@@ -68,6 +71,7 @@ class ScriptedInference(InferenceServicer):
         self.refuse: tuple[grpc.StatusCode, str] | None = None  # answers Hello
         self.reject: tuple[grpc.StatusCode, str] | None = None  # answers every Step
         self.welcome: pb.ActResponse | None = None  # answers Hello instead of the right one
+        self.takes_memory = False  # what is left there is recorded as if it had come in the message
         self.mute = False  # Hello is not answered at all
         self.end_after: int | None = None  # Steps after which a stream ends with OK
         self.let_go = asyncio.Event()  # actions are withheld while it is not set
@@ -127,12 +131,19 @@ class ScriptedInference(InferenceServicer):
                 stream.hello = request.hello
                 if self.refuse is not None:
                     await context.abort(*self.refuse)
+                if self.takes_memory:
+                    stream.memory = _taken(request.hello)
                 if not self.mute:
                     yield self.welcome or pb.ActResponse(
-                        welcome=pb.Welcome(protocol_version=1, run_id=self.run_id)
+                        welcome=pb.Welcome(
+                            protocol_version=1, run_id=self.run_id, shared_memory=stream.memory is not None
+                        )
                     )
                 continue
             self.total_steps += 1
+            if stream.memory is not None:
+                assert not request.step.observation
+                request.step.observation.extend(leaf.tobytes() for leaf in stream.memory)
             stream.steps.append(request.step)
             if not self.keep_steps:
                 del stream.steps[:-1]
@@ -160,6 +171,17 @@ class ScriptedInference(InferenceServicer):
         # gRPC ends the requests of an aborted call as if it had been half-closed, and cancels it right after.
         await asyncio.sleep(0.05)
         stream.end = "half-closed"
+
+
+def _taken(hello: pb.Hello) -> list[NDArray[Any]]:
+    leaves = taken(
+        hello.shared_memory,
+        environment_from_hello(hello),
+        group_size=hello.group_size,
+        stream_id=hello.stream_id,
+    )
+    assert leaves is not None
+    return leaves
 
 
 @asynccontextmanager

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,31 @@ async def test_steps_follow_the_actions_that_inference_sent(inference: ScriptedI
     assert stream.hello.role == pb.ROLE_TRAIN
     _check_counting(stream, actions)
     assert stream.flags("is_first")[1:].sum() > 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
+async def test_observations_lie_in_the_memory_that_inference_took(
+    inference: ScriptedInference, free_port: int
+) -> None:
+    inference.takes_memory = True
+    inference.script = lambda stream, step: (
+        None if step.sequence == 30 and stream is inference.streams[0] else np.zeros(3, np.int64)
+    )
+    async with acting(inference, http_port=free_port):
+        await eventually(lambda: len(inference.streams) == 2)
+        await inference.steps(60, stream=1)
+        status = json.loads((await get(free_port, "/status"))[1])
+    assert status["groups"][0]["shared_memory"] is True
+    for stream in inference.streams:  # each with memory of its own
+        _check_counting(stream, lambda _: np.zeros(3, np.int64))
+
+
+async def test_memory_is_offered_unless_it_is_not_to_be(inference: ScriptedInference) -> None:
+    async with acting(inference, shared_memory=False):
+        stream = await inference.steps(5)
+    assert stream.hello is not None
+    assert not stream.hello.HasField("shared_memory")
+    assert all(step.observation for step in stream.steps)
 
 
 async def test_every_group_has_a_stream_and_other_seeds(inference: ScriptedInference) -> None:

@@ -75,6 +75,17 @@ def test_every_leaf_of_a_nested_observation_arrives_as_it_was() -> None:
     np.testing.assert_array_equal(encoded["deep/a"], observation["deep"]["a"])
 
 
+def test_arrays_are_filled_with_what_the_bytes_would_hold() -> None:
+    batched = batch_space(NESTED, 3)
+    batched.seed(2)
+    observation: Any = batched.sample()
+    spec = environment_spec(NESTED, TWO)
+    arrays = [np.zeros((3, *leaf.shape), np.dtype(leaf.dtype)) for leaf in spec.observation]
+    assert ObservationEncoder(NESTED, group_size=3)(observation, into=arrays) == []
+    for array, sent in zip(arrays, _decoded(observation, spec), strict=True):
+        np.testing.assert_array_equal(array, sent)
+
+
 def _decoded(observation: Any, spec: Any) -> list[Any]:
     data = ObservationEncoder(NESTED, group_size=3)(observation)
     return [

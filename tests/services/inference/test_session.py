@@ -43,6 +43,32 @@ def reader() -> StepReader:
     return StepReader(MIXED, group_size=ROWS)
 
 
+def shared() -> list[Any]:
+    return [
+        np.arange(4 * ROWS, dtype=np.uint8).reshape(ROWS, 2, 2),
+        np.array([0, 4, 2], "<i8"),
+        np.array([[False], [True], [True]]),
+    ]
+
+
+def test_observations_in_shared_memory_are_what_they_are_in_messages() -> None:
+    reads = StepReader(MIXED, group_size=ROWS, shared=shared())
+    step, sent = reads.read(mixed_step(observation=[])), reader().read(mixed_step())
+    assert list(step.observation) == list(sent.observation)
+    for name, leaf in step.observation.items():
+        np.testing.assert_array_equal(leaf, sent.observation[name])
+
+
+def test_observations_in_shared_memory_are_checked_and_come_in_no_message() -> None:
+    wrong = shared()
+    wrong[1][2] = 5
+    reads = StepReader(MIXED, group_size=ROWS, shared=wrong).read
+    refusal = refused(reads, mixed_step(observation=[]))
+    assert str(refusal) == "observation 'place' holds a value outside 0 … 4"
+    refusal = refused(reads, mixed_step())
+    assert str(refusal) == "observation has 3 leaves, expected 0; it lies in shared memory"
+
+
 def refused(read: Any, data: bytes) -> Refusal:
     with pytest.raises(Refusal) as caught:
         read(data)
