@@ -206,7 +206,7 @@ class Group:
 
     def _disconnected(self) -> None:
         if self.state.connected:
-            self.state.connected = False
+            self.state.connected = self.state.shared_memory = False
             self._metrics.groups_connected.dec()
 
     def _lost(self, lost: Exception) -> None:

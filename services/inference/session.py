@@ -69,6 +69,7 @@ class StepReader:
     ) -> None:
         """`shared`: where observations lie, per leaf [B, …], instead of in the messages."""
         self._leaves = environment.observation
+        self._sent_leaves = self._leaves if shared is None else ()
         self._shared = shared
         self._group_size = group_size
         row_bytes = 3 + 4 + sum(leaf.row_bytes for leaf in environment.observation)  # flags and reward beside
@@ -104,17 +105,12 @@ class StepReader:
         return arrays
 
     def _observation(self, step: pb.Step) -> dict[str, Array]:
-        expected = 0 if self._shared is not None else len(self._leaves)
-        if len(step.observation) != expected:
-            where = "; it lies in shared memory" if self._shared is not None else ""
-            raise Refusal(
-                "leaves", f"observation has {len(step.observation)} leaves, expected {expected}{where}"
-            )
-        arrays = self._shared if self._shared is not None else map(self._sent, self._leaves, step.observation)
-        observation = dict(zip((leaf.name for leaf in self._leaves), arrays, strict=True))
-        for leaf in self._leaves:
-            _check_values(leaf, observation[leaf.name])
-        return observation
+        here, expected = len(step.observation), len(self._sent_leaves)
+        if here != expected:
+            where = "" if self._shared is None else "; it lies in shared memory"
+            raise Refusal("leaves", f"observation has {here} leaves, expected {expected}{where}")
+        arrays = self._shared or map(self._sent, self._sent_leaves, step.observation)
+        return {leaf.name: _checked(leaf, values) for leaf, values in zip(self._leaves, arrays, strict=True)}
 
     def _sent(self, leaf: LeafSpec, data: bytes) -> Array:
         self._check_bytes(f"observation {leaf.name!r}", data, leaf.row_bytes)
@@ -152,7 +148,7 @@ class StepReader:
             )
 
 
-def _check_values(leaf: LeafSpec, values: Array) -> None:
+def _checked(leaf: LeafSpec, values: Array) -> Array:
     name = f"observation {leaf.name!r}"
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise Refusal("observation", f"{name} holds a value that is not finite")
@@ -160,6 +156,7 @@ def _check_values(leaf: LeafSpec, values: Array) -> None:
         raise Refusal("observation", f"{name} holds a bool that is neither 0 nor 1")
     if leaf.n and ((values < 0) | (values >= leaf.n)).any():
         raise Refusal("observation", f"{name} holds a value outside 0 … {leaf.n - 1}")
+    return values
 
 
 def _parsed(data: bytes) -> pb.ActRequest:

@@ -9,11 +9,10 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 
-from shared.specs import EnvironmentSpec
+from shared.specs import EnvironmentSpec, LeafSpec
 from shared.types import Array
 from shared.wire import inference_pb2 as pb
 
@@ -81,22 +80,19 @@ def _name(stream_id: str) -> str:
 
 
 def _size(environment: EnvironmentSpec, group_size: int) -> int:
-    return sum(_places(environment, group_size))
+    return sum(_room(leaf, group_size) for leaf in environment.observation)
 
 
-def _places(environment: EnvironmentSpec, group_size: int) -> list[int]:
-    """Bytes of each leaf, rounded up to where the next one begins."""
-    return [
-        math.ceil(group_size * leaf.row_bytes / _ALIGNMENT) * _ALIGNMENT for leaf in environment.observation
-    ]
+def _room(leaf: LeafSpec, group_size: int) -> int:
+    """Bytes from where the leaf begins to where the next one does."""
+    return math.ceil(group_size * leaf.row_bytes / _ALIGNMENT) * _ALIGNMENT
 
 
 def _leaves(memory: mmap.mmap, environment: EnvironmentSpec, group_size: int) -> list[Array]:
-    places: Sequence[int] = _places(environment, group_size)
-    leaves = []
-    for number, leaf in enumerate(environment.observation):
+    leaves, offset = [], 0
+    for leaf in environment.observation:
         dtype = np.dtype(leaf.dtype).newbyteorder("<")
-        count = group_size * math.prod(leaf.shape)
-        values = np.frombuffer(memory, dtype, count=count, offset=sum(places[:number]))
+        values = np.frombuffer(memory, dtype, count=group_size * math.prod(leaf.shape), offset=offset)
         leaves.append(values.reshape(group_size, *leaf.shape))
+        offset += _room(leaf, group_size)
     return leaves
