@@ -8,34 +8,33 @@ from contextlib import asynccontextmanager
 import orjson
 
 from services.bench.config import PipelineConfig
-from services.bench.stages import Stage, go_on
+from services.bench.stages import Stage, StageTurn, go_on
 from services.local.config import CONFIG_FILE, TrainConfig
 from services.local.process import clean_environment
 from shared.errors import RunError
 
 _READY_SECONDS = 300.0  # torch, environments and the first, slow, batches
-_WINDOW_SECONDS = 60.0  # beside the window itself: a unit of work that began within it is finished
+_TURN_SECONDS = 60.0  # beside the turn itself: a unit of work that began within it is finished
 _END_SECONDS = 5.0
 
 
 class StageAlone:
     """One stage, warmed up."""
 
-    def __init__(self, stage: Stage, process: asyncio.subprocess.Process, *, window_seconds: float) -> None:
+    def __init__(self, stage: Stage, process: asyncio.subprocess.Process, *, seconds: float) -> None:
         self._stage = stage
         self._process = process
-        self._window_seconds = window_seconds
+        self._seconds = seconds
 
-    async def seconds_per_step(self, beside: Sequence[int]) -> float:
-        """Of one window, in which the processes `beside` stand still. Raises RunError."""
+    async def turn(self, beside: Sequence[int]) -> StageTurn:
+        """One turn, in which the processes `beside` stand still. Raises RunError."""
         try:
-            answer = await self._asked(beside, _WINDOW_SECONDS + self._window_seconds)
+            return await self._asked(beside, _TURN_SECONDS + self._seconds)
         finally:
             go_on(beside)  # also where the stage was killed, or nobody waits for it any more
-        return float(answer["seconds_per_step"])
 
     async def ready(self) -> None:
-        """Waits until the first window is done, which does not count. Raises RunError."""
+        """Waits until the first turn is done, which does not count. Raises RunError."""
         await self._asked((), _READY_SECONDS)
 
     async def end(self) -> None:
@@ -49,7 +48,7 @@ class StageAlone:
             self._process.kill()
             await self._process.wait()
 
-    async def _asked(self, beside: Sequence[int], seconds: float) -> dict[str, float]:
+    async def _asked(self, beside: Sequence[int], seconds: float) -> StageTurn:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(orjson.dumps(beside) + b"\n")
@@ -60,8 +59,7 @@ class StageAlone:
             raise RunError(f"stage {self._stage} alone did not come to an end in {seconds:g} s") from error
         if not answer:
             raise RunError(f"stage {self._stage} alone failed: {await self._last_words()}")
-        found: dict[str, float] = orjson.loads(answer)
-        return found
+        return StageTurn(*orjson.loads(answer))
 
     async def _last_words(self) -> str:
         assert self._process.stderr is not None
@@ -84,7 +82,7 @@ async def stage_alone(
         env=clean_environment(),
         start_new_session=True,  # Ctrl-C is answered by this process alone
     )
-    alone = StageAlone(stage, process, window_seconds=config.stage_seconds)
+    alone = StageAlone(stage, process, seconds=config.stage_seconds)
     try:
         await alone.ready()
         yield alone

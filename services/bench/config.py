@@ -11,9 +11,9 @@ class PipelineConfig(TrainConfig):
 
     What a step costs in stepping, in inference and in learning, each alone and in CPU seconds: C cores
     cannot do more than C / (sum of the three) steps per second. And the whole pipeline, as `seedrl train`
-    runs it; the ratio of the two is the efficiency. They are measured in turns: the pipeline stands still
-    while a stage is alone. Steps are decisions, not frames; reset steps are none.
-    Takes about two minutes; anything else that runs on the machine falsifies it.
+    runs it; the ratio of the two is the efficiency. They are measured in turns of seconds: the
+    pipeline stands still while a stage is alone. Steps are decisions, not frames; reset steps are none.
+    Takes about three minutes; anything else that runs on the machine falsifies it.
 
     Examples:  seedrl bench pipeline --env ALE/Pong-v5 --preset atari_vtrace
                seedrl bench pipeline --preset atari_vtrace_deep --json
@@ -22,12 +22,13 @@ class PipelineConfig(TrainConfig):
 
     env: str = "ALE/Pong-v5"
     """Environment: a Gymnasium id, or module:id for one that your own module registers."""
-    windows: int = Field(5, ge=1)
-    """Windows of each measurement; their medians count."""
+    windows: int = Field(9, ge=1)
+    """Windows; every figure is the median of theirs, the efficiency that of their own ratios."""
     window_seconds: float = Field(10.0, gt=0)
-    """Seconds of each window of the pipeline."""
+    """Seconds for which the pipeline runs in each window, a third of them after each stage."""
     stage_seconds: float = Field(1.5, gt=0, le=2)
-    """Seconds of each window of a stage alone; at most 2, which a pipeline that stands still survives."""
+    """Seconds for which each stage is alone in each window; at most 2, which a pipeline that stands still
+    survives."""
     warm_up_seconds: float = Field(20.0, ge=0)
     """Seconds between the pipeline's first update and its first window."""
     as_json: bool = Field(False, validation_alias=AliasChoices("json"))

@@ -1,8 +1,11 @@
-"""A whole training under observation: its counters at the borders of windows, and what lies between."""
+"""A whole training under observation: its counters at the borders of windows, and what lies between.
+
+In a window the pipeline runs and each stage is alone, in turns.
+"""
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,12 +18,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.bench.alone import StageAlone
 from services.bench.config import PipelineConfig
 from services.bench.cpu import children, cpu_seconds
-from services.bench.stages import Stage
+from services.bench.stages import Stage, StageTurn
 from services.local.config import TrainConfig
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
 from shared.errors import RunError
 
+Bound = Callable[[dict[Stage, float]], float]  # of the seconds per step of each stage alone
 Samples = dict[tuple[str, str], float]  # (sample's name, its label's value or "") -> value
 
 _START_SECONDS = 300.0
@@ -32,7 +36,9 @@ class Measurement:
     """What the windows say; medians over them."""
 
     alone: dict[Stage, float]  # seconds per step
-    steps_per_second: float
+    bound: float  # steps per second
+    steps_per_second: float  # while it did not stand still
+    efficiency: float  # of the windows' own ratios: the machine's speed varies from one to the next
     windows: list[float]  # steps per second of each
     waiting: dict[str, float]  # service -> share of the time it waited for input or output
     cpu_seconds_per_step: dict[str, float]  # by service, NATS among them
@@ -47,16 +53,39 @@ class Reading(NamedTuple):
     cpu: dict[str, float]  # service -> CPU seconds
 
 
-Window = tuple[Reading, Reading]
+class Window(NamedTuple):
+    """What lies between two readings."""
+
+    before: Reading
+    after: Reading
+    alone: dict[Stage, StageTurn]
+
+    @property
+    def seconds(self) -> float:
+        """Between the readings."""
+        return self.after.seconds - self.before.seconds
+
+    @property
+    def steps(self) -> float:
+        """That were trained."""
+        return self.after.steps - self.before.steps
+
+    @property
+    def steps_per_second(self) -> float:
+        """Of the time in which the pipeline did not stand still."""
+        still = sum(turn.still_seconds for turn in self.alone.values())
+        return self.steps / (self.seconds - still)
+
+    @property
+    def costs(self) -> dict[Stage, float]:
+        """Seconds per step of each stage alone."""
+        return {stage: turn.cost_seconds / turn.steps for stage, turn in self.alone.items()}
 
 
 async def measured(
-    config: PipelineConfig, training: TrainConfig, alone: Mapping[Stage, StageAlone]
+    config: PipelineConfig, training: TrainConfig, alone: Mapping[Stage, StageAlone], bound: Bound
 ) -> Measurement:
-    """Runs `training`, warms it up and measures `config.windows` windows, each stage alone before each.
-
-    Raises RunError.
-    """
+    """Runs `training`, warms it up and measures `config.windows` windows. Raises RunError."""
     stop = asyncio.Event()
     others = frozenset(children())
     async with nats_of_run(training) as nats, aiohttp.ClientSession() as http:
@@ -68,56 +97,60 @@ async def measured(
             if services.done():
                 await services  # raises what failed
                 raise RunError("the training ended before it was measured; give a larger --total-steps")
-            return watch.result()
+            return measurement(watch.result(), bound)
         finally:
             watch.cancel()
             stop.set()
             await asyncio.wait({services})
 
 
-async def _watched(config: PipelineConfig, probe: "Probe", alone: Mapping[Stage, StageAlone]) -> Measurement:
+async def _watched(config: PipelineConfig, probe: "Probe", alone: Mapping[Stage, StageAlone]) -> list[Window]:
     try:
         async with asyncio.timeout(_START_SECONDS):
             await probe.found()
     except TimeoutError:
         raise RunError(f"the training did not begin within {_START_SECONDS:g} s") from None
     await asyncio.sleep(config.warm_up_seconds)
-    costs: dict[Stage, list[float]] = {stage: [] for stage in alone}
-    windows: list[Window] = []
-    for _ in range(config.windows):
-        for stage, process in alone.items():
-            costs[stage].append(await process.seconds_per_step(beside=probe.processes()))
-            await probe.update()  # what stood still goes on
-        before = await probe.read_after_update()
-        await asyncio.sleep(config.window_seconds)
-        windows.append((before, await probe.read_after_update()))
-    return measurement(windows, {stage: median(values) for stage, values in costs.items()})
+    return [await _window(config, probe, alone) for _ in range(config.windows)]
 
 
-def measurement(windows: Sequence[Window], alone: dict[Stage, float]) -> Measurement:
-    """What lies between the first and the second reading of each of the `windows`."""
-    speeds = [(after.steps - before.steps) / (after.seconds - before.seconds) for before, after in windows]
-    steps = sum(after.steps - before.steps for before, after in windows)
+async def _window(config: PipelineConfig, probe: "Probe", alone: Mapping[Stage, StageAlone]) -> Window:
+    turns: dict[Stage, StageTurn] = {}
+    processes = probe.processes()
+    before = await probe.read_after_update()
+    for stage, process in alone.items():
+        turns[stage] = await process.turn(beside=processes)
+        await asyncio.sleep(config.window_seconds / len(alone))
+    return Window(before, await probe.read_after_update(), turns)
+
+
+def measurement(windows: Sequence[Window], bound: Bound) -> Measurement:
+    """The medians of the `windows`."""
+    steps = sum(window.steps for window in windows)
     if steps <= 0:
         raise RunError("nothing was trained within the windows; give a larger --window-seconds")
 
     def idle(service: str) -> float:
+        # Who is stopped at work seems to work on; as it is stopped at any time, its share stays the same.
         shares = [
-            (after.busy[service] - before.busy[service]) / (after.seconds - before.seconds)
-            for before, after in windows
+            (window.after.busy[service] - window.before.busy[service]) / window.seconds for window in windows
         ]
         return min(1.0, max(0.0, 1.0 - median(shares)))
 
     def cpu(service: str) -> float:
-        return sum(after.cpu[service] - before.cpu[service] for before, after in windows)
+        return sum(window.after.cpu[service] - window.before.cpu[service] for window in windows)
 
-    first, _ = windows[0]
+    first = windows[0]
+    speeds = [window.steps_per_second for window in windows]
+    bounds = [bound(window.costs) for window in windows]
     return Measurement(
-        alone=alone,
+        alone={stage: median(window.costs[stage] for window in windows) for stage in first.alone},
+        bound=median(bounds),
         steps_per_second=median(speeds),
+        efficiency=median(speed / most for speed, most in zip(speeds, bounds, strict=True)),
         windows=speeds,
-        waiting={service: idle(service) for service in first.busy},
-        cpu_seconds_per_step={service: cpu(service) / steps for service in first.cpu},
+        waiting={service: idle(service) for service in first.before.busy},
+        cpu_seconds_per_step={service: cpu(service) / steps for service in first.before.cpu},
     )
 
 
@@ -147,15 +180,11 @@ class Probe:
 
     async def read_after_update(self) -> Reading:
         """All counters when the next update is done: updates count hundreds of steps at once."""
-        await self.update()
-        return await self._read()
-
-    async def update(self) -> None:
-        """Waits until the learner has done one more."""
         updates = newest = await self._updates()
         while newest == updates:
             await asyncio.sleep(_POLL_SECONDS)
             newest = await self._updates()
+        return await self._read()
 
     async def _updates(self) -> float:
         return (await self._samples("learner")).get(("seedrl_learner_updates_total", ""), 0.0)

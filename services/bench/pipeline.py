@@ -3,6 +3,7 @@
 import os
 import tempfile
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ async def _measured(config: PipelineConfig, training: TrainConfig) -> dict[str, 
         alone = {
             stage: await stack.enter_async_context(stage_alone(stage, config, training)) for stage in STAGES
         }
-        return _figures(config, await measured(config, training, alone))
+        most = partial(bound, cores=_cores(), on_cpu=_device(config) == "cpu")
+        return _figures(config, await measured(config, training, alone, most))
 
 
 def bound(costs: dict[Stage, float], *, cores: int, on_cpu: bool) -> float:
@@ -54,24 +56,28 @@ def bound(costs: dict[Stage, float], *, cores: int, on_cpu: bool) -> float:
 
 
 def _figures(config: PipelineConfig, together: Measurement) -> dict[str, Any]:
-    costs = together.alone
-    cores = len(os.sched_getaffinity(0))
-    device = resolve_device(config.device).type
-    most = bound(costs, cores=cores, on_cpu=device == "cpu")
     return {
         "env": config.env,
         "preset": config.preset,
         "network": config.network,
-        "device": device,
-        "cores": cores,
-        **{f"{stage}_seconds_per_step": costs[stage] for stage in STAGES},
-        "bound_steps_per_second": most,
+        "device": _device(config),
+        "cores": _cores(),
+        **{f"{stage}_seconds_per_step": together.alone[stage] for stage in STAGES},
+        "bound_steps_per_second": together.bound,
         "steps_per_second": together.steps_per_second,
-        "efficiency": together.steps_per_second / most,
+        "efficiency": together.efficiency,
         "waiting": together.waiting,
         "cpu_seconds_per_step": together.cpu_seconds_per_step,
         "windows": together.windows,
     }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _device(config: PipelineConfig) -> str:
+    return resolve_device(config.device).type
 
 
 def _table(figures: dict[str, Any]) -> Table:

@@ -3,7 +3,7 @@
 Each stage runs in a process of its own, `python -m services.bench.stages STAGE --preset CONFIG.yaml`, that is
 set up as the stage's service is, with as little around it as possible: what the services add to this is what
 the pipeline loses. It stays through the whole measurement, and the pipeline stands still for each of its
-windows: on a machine whose speed varies by the minute, what is compared is seconds apart.
+turns: on a machine whose speed varies by the second, what is compared is seconds apart.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
@@ -41,25 +41,35 @@ Leaves = dict[str, torch.Tensor]
 Stage = Literal["env", "inference", "learner"]
 STAGES: tuple[Stage, ...] = ("env", "inference", "learner")
 
-_WARM_UP = 3  # units of work before the first window
+_WARM_UP = 3  # units of work before the first turn
 
 
-def seconds_per_step(
+class StageTurn(NamedTuple):
+    """What a stage did while it was alone."""
+
+    cost_seconds: float  # on its clock: of the CPU, or of a wall where the device computes
+    steps: float
+    still_seconds: float  # for which the others stood still
+
+
+def turn_alone(
     work: Callable[[], float],
     *,
-    window_seconds: float,
+    seconds: float,
     clock: Callable[[], float],
     beside: Iterable[int] = (),
-) -> float:
-    """Seconds on `clock` per step within one window; `work` does some and returns how many steps.
+) -> StageTurn:
+    """Does `work`, which does some and returns how many steps, until `seconds` are over.
 
     The processes `beside` stand still meanwhile, so that the stage is alone.
     """
+    stopped = time.monotonic()
     with standing_still(beside):
-        steps, began, end = 0.0, clock(), time.monotonic() + window_seconds
+        steps, began, end = 0.0, clock(), time.monotonic() + seconds
         while time.monotonic() < end:
             steps += work()
-        return (clock() - began) / steps
+        cost = clock() - began
+    return StageTurn(cost, steps, time.monotonic() - stopped)
 
 
 @contextmanager
@@ -233,7 +243,7 @@ def _endless(items: Iterable[T]) -> Iterator[T]:
 def main(stage: str, arguments: Sequence[str]) -> None:
     """Measures `stage` with the settings in `arguments` whenever it is asked to, until nobody asks any more.
 
-    A line of JSON in, the processes that stand still meanwhile; one out: {"seconds_per_step": …}.
+    A line of JSON in, the processes that stand still meanwhile; one out, the StageTurn.
     """
     config = load(PipelineConfig, arguments, prog="stages", known=())
     keep_freed_memory()
@@ -248,10 +258,8 @@ def main(stage: str, arguments: Sequence[str]) -> None:
     for _ in range(_WARM_UP):
         work()
     for line in sys.stdin:
-        seconds = seconds_per_step(
-            work, window_seconds=config.stage_seconds, clock=clock, beside=orjson.loads(line)
-        )
-        print(orjson.dumps({"seconds_per_step": seconds}).decode(), flush=True)
+        turn = turn_alone(work, seconds=config.stage_seconds, clock=clock, beside=orjson.loads(line))
+        print(orjson.dumps([*turn]).decode(), flush=True)
 
 
 if __name__ == "__main__":
