@@ -40,6 +40,8 @@ class InferenceConfig(
     """Environments that may be connected at once, over all streams."""
     step_timeout: float = Field(60.0, gt=0)
     """Seconds an actor may take for a step before its stream is ended; its waiting does not count."""
+    cuda_graphs: bool = False
+    """On a CUDA device, launch the network's kernels as one CUDA graph for each number of rows."""
     seed: int | None = Field(None, ge=0)
     """Seed of the sampled actions; default: a fresh one."""
 

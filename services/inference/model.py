@@ -3,9 +3,9 @@
 Runs in the model thread. Knows neither streams nor chunks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from services.inference.assembler import ChunkStart
 from services.inference.frames import FrameMemory
+from services.inference.graphs import GraphedNetwork
 from services.inference.staging import Staging, torch_dtype
 from shared.errors import RunError
 from shared.networks.interface import Network, NetworkInput, State
@@ -50,10 +51,20 @@ class Model:
     """
 
     def __init__(
-        self, spec: RunSpec, network: Network, *, device: torch.device, precision: Precision, seed: int | None
+        self,
+        spec: RunSpec,
+        network: Network,
+        *,
+        device: torch.device,
+        precision: Precision,
+        seed: int | None,
+        cuda_graphs: bool = False,
     ) -> None:
         self._spec = spec
         self._network = network.to(device).eval()
+        self._forward: Callable[[NetworkInput, State], tuple[Any, State]] = (
+            GraphedNetwork(self._network, device) if cuda_graphs else self._network
+        )
         self._device = device
         self._autocast = autocast(precision, device, network)
         self._is_casting = False
@@ -122,7 +133,7 @@ class Model:
             is_first=is_first.unsqueeze(0),
         )
         state = tuple(_zeroed(slots.read(leaf), is_first) for leaf in self._memory.state)
-        output, next_state = self._network(inputs, state)
+        output, next_state = self._forward(inputs, state)
         if self._spec.agent == "r2d2":
             logits = output.q_values[0].float()
             action = self._explored(logits, staging.epsilon[rows].to(self._device, non_blocking=True))

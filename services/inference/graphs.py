@@ -1,0 +1,97 @@
+"""A network's forward pass as CUDA graphs: its kernels are launched at once instead of one by one.
+
+Knows neither streams nor slots. Without a CUDA device there is nothing here to use.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shared.networks.interface import Network, NetworkInput, Output, State
+from shared.telemetry import get_logger
+
+_MOST_GRAPHS = 16  # each keeps its inputs and activations
+_WARM_UP = 3  # forward passes in which libraries choose their kernels, before one is captured
+
+log = get_logger(__name__)
+
+
+class _Graph(NamedTuple):
+    """One that was captured, and the memory from which it reads and to which it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: NetworkInput
+    state: State
+    output: Output
+    next_state: State
+
+
+class GraphedNetwork:
+    """Computes what `network` computes, without gradients, for inputs of one step on its CUDA device.
+
+    A graph is captured for each number of rows when it comes for the first time; numbers beyond the first
+    16 are computed without one. A network that cannot be captured, for example as it waits for the device in
+    the middle, is computed without graphs from then on, and the log says so.
+
+    The weights may change in place between two calls. Results lie in memory that the next call with as many
+    rows changes.
+    """
+
+    def __init__(self, network: Network, device: torch.device) -> None:
+        self._network = network
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._graphs: dict[int, _Graph] = {}
+        self._can_be_captured = True
+
+    def __call__(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        """As `Network.forward`, for T = 1."""
+        rows = inputs.is_first.shape[1]
+        found = self._graphs.get(rows) or self._new(rows, inputs, state)
+        if found is None:
+            return self._network(inputs, state)
+        for mine, given in zip(_tensors(found.inputs, found.state), _tensors(inputs, state), strict=True):
+            mine.copy_(given)
+        found.graph.replay()
+        return found.output, found.next_state
+
+    def _new(self, rows: int, inputs: NetworkInput, state: State) -> _Graph | None:
+        if not self._can_be_captured or len(self._graphs) == _MOST_GRAPHS:
+            return None
+        try:
+            self._graphs[rows] = self._captured(inputs, state)
+        except RuntimeError as error:
+            self._can_be_captured = False
+            log.warning("network cannot be captured as a CUDA graph", reason=str(error))
+            return None
+        return self._graphs[rows]
+
+    def _captured(self, inputs: NetworkInput, state: State) -> _Graph:
+        inputs = NetworkInput(
+            observation={name: leaf.clone() for name, leaf in inputs.observation.items()},
+            previous_action=inputs.previous_action.clone(),
+            previous_reward=inputs.previous_reward.clone(),
+            is_first=inputs.is_first.clone(),
+        )
+        state = tuple(leaf.clone() for leaf in state)
+        graph = torch.cuda.CUDAGraph()
+        # Copies of the weights that autocast keeps would stay as they are when the weights change.
+        casting = torch.autocast(
+            "cuda",
+            dtype=torch.get_autocast_dtype("cuda"),
+            enabled=torch.is_autocast_enabled("cuda"),
+            cache_enabled=False,
+        )
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with casting, torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UP):
+                self._network(inputs, state)
+            # Meanwhile the event loop's thread may take pinned memory, which only this thread must not.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                output, next_state = self._network(inputs, state)
+        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        return _Graph(graph, inputs, state, output, next_state)
+
+
+def _tensors(inputs: NetworkInput, state: State) -> list[Tensor]:
+    return [*inputs.observation.values(), *inputs[1:], *state]
