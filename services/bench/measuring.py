@@ -33,14 +33,15 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the windows say; medians over them."""
+    """What the windows say: medians over them, but for `waiting`."""
 
     alone: dict[Stage, float]  # seconds per step
     bound: float  # steps per second
     steps_per_second: float  # while it did not stand still
     efficiency: float  # of the windows' own ratios: the machine's speed varies from one to the next
     windows: list[float]  # steps per second of each
-    waiting: dict[str, float]  # service -> share of the time it waited for input or output
+    efficiencies: list[float]  # of each
+    waiting: dict[str, float]  # service -> share of all windows' time it waited for input or output
     cpu_seconds_per_step: dict[str, float]  # by service, NATS among them
 
 
@@ -116,41 +117,42 @@ async def _watched(config: PipelineConfig, probe: "Probe", alone: Mapping[Stage,
 
 async def _window(config: PipelineConfig, probe: "Probe", alone: Mapping[Stage, StageAlone]) -> Window:
     turns: dict[Stage, StageTurn] = {}
-    processes = probe.processes()
     before = await probe.read_after_update()
     for stage, process in alone.items():
-        turns[stage] = await process.turn(beside=processes)
         await asyncio.sleep(config.window_seconds / len(alone))
+        turns[stage] = await process.turn(beside=probe.processes())
     return Window(before, await probe.read_after_update(), turns)
 
 
 def measurement(windows: Sequence[Window], bound: Bound) -> Measurement:
-    """The medians of the `windows`."""
-    steps = sum(window.steps for window in windows)
-    if steps <= 0:
-        raise RunError("nothing was trained within the windows; give a larger --window-seconds")
+    """What the `windows` say together. Raises RunError where nothing was trained in one."""
+    if any(window.steps <= 0 for window in windows):
+        raise RunError("nothing was trained within a window; give a larger --window-seconds")
 
     def idle(service: str) -> float:
-        # Who is stopped at work seems to work on; as it is stopped at any time, its share stays the same.
-        shares = [
-            (window.after.busy[service] - window.before.busy[service]) / window.seconds for window in windows
-        ]
-        return min(1.0, max(0.0, 1.0 - median(shares)))
+        # Who is stopped at work seems to work on, and who is stopped while it waits, to wait: by and by that
+        # evens out, but not within one window.
+        busy = sum(window.after.busy[service] - window.before.busy[service] for window in windows)
+        return min(1.0, max(0.0, 1.0 - busy / sum(window.seconds for window in windows)))
 
     def cpu(service: str) -> float:
-        return sum(window.after.cpu[service] - window.before.cpu[service] for window in windows)
+        return median(
+            (window.after.cpu[service] - window.before.cpu[service]) / window.steps for window in windows
+        )
 
     first = windows[0]
     speeds = [window.steps_per_second for window in windows]
     bounds = [bound(window.costs) for window in windows]
+    efficiencies = [speed / most for speed, most in zip(speeds, bounds, strict=True)]
     return Measurement(
         alone={stage: median(window.costs[stage] for window in windows) for stage in first.alone},
         bound=median(bounds),
         steps_per_second=median(speeds),
-        efficiency=median(speed / most for speed, most in zip(speeds, bounds, strict=True)),
+        efficiency=median(efficiencies),
         windows=speeds,
+        efficiencies=efficiencies,
         waiting={service: idle(service) for service in first.before.busy},
-        cpu_seconds_per_step={service: cpu(service) / steps for service in first.before.cpu},
+        cpu_seconds_per_step={service: cpu(service) for service in first.before.cpu},
     )
 
 

@@ -69,6 +69,7 @@ def _figures(config: PipelineConfig, together: Measurement) -> dict[str, Any]:
         "waiting": together.waiting,
         "cpu_seconds_per_step": together.cpu_seconds_per_step,
         "windows": together.windows,
+        "efficiencies": together.efficiencies,
     }
 
 
@@ -90,7 +91,8 @@ def _table(figures: dict[str, Any]) -> Table:
         table.add_row(f"{stage} alone", microseconds(figures[f"{stage}_seconds_per_step"]))
     table.add_row("bound", f"{figures['bound_steps_per_second']:,.0f} steps/s")
     table.add_row("together", f"{figures['steps_per_second']:,.0f} steps/s")
-    table.add_row("efficiency", f"{figures['efficiency']:.3f}")
+    least, most = min(figures["efficiencies"]), max(figures["efficiencies"])
+    table.add_row("efficiency", f"{figures['efficiency']:.3f}, of single windows {least:.2f} to {most:.2f}")
     for service, share in figures["waiting"].items():
         table.add_row(f"{service} waited", f"{100 * share:.0f} % of the time")
     for service, seconds in figures["cpu_seconds_per_step"].items():

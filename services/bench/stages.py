@@ -24,6 +24,7 @@ from services.actor.spaces import ObservationEncoder, environment_spec
 from services.bench.config import PipelineConfig
 from services.bench.cpu import own_cpu_seconds
 from services.bench.r2d2_stage import r2d2_learner_work
+from services.inference.graphs import GraphedNetwork
 from services.learner.batches import TrainingBatch
 from services.learner.training import VTraceTrainer
 from shared.config import load
@@ -117,6 +118,7 @@ def inference_work(config: PipelineConfig) -> Callable[[], float]:
     device = resolve_device(config.device)
     spec, frames = _recorded(config, steps=8)
     network = build_network(spec).to(device).eval()
+    forward: Any = GraphedNetwork(network, device) if config.cuda_graphs else network
     rows = config.group_size
     zeros = torch.zeros(rows, device=device)
     no_first = torch.zeros(rows, 1, dtype=torch.bool, device=device)
@@ -140,7 +142,7 @@ def inference_work(config: PipelineConfig) -> Callable[[], float]:
                 previous_reward=zeros,
                 reward_clip=spec.reward_clip,
             )
-            output, state = network(inputs, state)
+            output, state = forward(inputs, state)
             history = {name: next_history(inputs.observation[name][0]) for name in history}
             action = choose(output)
             action.cpu()  # waits for the device

@@ -45,7 +45,9 @@ class Engine:
     async def built(
         spec: RunSpec, config: InferenceConfig, *, thread: ModelThread, metrics: InferenceMetrics
     ) -> "Engine":
-        """Raises ConfigurationError when there is no such network, or it does not fit the spaces."""
+        """Raises ConfigurationError for a network that there is not or that does not fit the spaces, and for
+        CUDA graphs on another device.
+        """
         device = resolve_device(config.device)
         model, shapes = await thread.call(partial(_build, spec, config, device))
         dispatcher = Dispatcher(
@@ -79,9 +81,9 @@ def state_shapes(network: Network) -> StateShapes:
 
 
 def _build(spec: RunSpec, config: InferenceConfig, device: torch.device) -> tuple[Model, StateShapes]:
-    network = build_network(spec)
     if config.cuda_graphs and device.type != "cuda":
         raise ConfigurationError(f"cuda_graphs: there are none on device {device}")
+    network = build_network(spec)
     model = Model(
         spec,
         network,

@@ -31,8 +31,9 @@ class GraphedNetwork:
     """Computes what `network` computes, without gradients, for inputs of one step on its CUDA device.
 
     A graph is captured for each number of rows when it comes for the first time; numbers beyond the first
-    16 are computed without one. A network that cannot be captured, for example as it waits for the device in
-    the middle, is computed without graphs from then on, and the log says so.
+    16 are computed without one. Where a capture fails, for example as the network waits for the device in the
+    middle, the log says so, and no further one is tried. What a network computes in Python is done at the
+    capture only.
 
     The weights may change in place between two calls. Results lie in memory that the next call with as many
     rows changes.
@@ -62,7 +63,8 @@ class GraphedNetwork:
             self._graphs[rows] = self._captured(inputs, state)
         except RuntimeError as error:
             self._can_be_captured = False
-            log.warning("network cannot be captured as a CUDA graph", reason=str(error))
+            cause = error.__context__ or error  # the end of a failed capture raises an error of its own
+            log.warning("network cannot be captured as a CUDA graph", reason=str(cause))
             return None
         return self._graphs[rows]
 
@@ -82,14 +84,17 @@ class GraphedNetwork:
             enabled=torch.is_autocast_enabled("cuda"),
             cache_enabled=False,
         )
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with casting, torch.cuda.stream(self._stream):
-            for _ in range(_WARM_UP):
-                self._network(inputs, state)
-            # Meanwhile the event loop's thread may take pinned memory, which only this thread must not.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                output, next_state = self._network(inputs, state)
-        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        try:
+            with casting, torch.cuda.stream(self._stream):
+                for _ in range(_WARM_UP):
+                    self._network(inputs, state)
+                # Meanwhile the event loop's thread may take pinned memory, which only this thread must not.
+                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                    output, next_state = self._network(inputs, state)
+        finally:
+            current.wait_stream(self._stream)
         return _Graph(graph, inputs, state, output, next_state)
 
 

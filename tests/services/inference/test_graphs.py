@@ -1,18 +1,23 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from services.inference.assembler import StepArrays
 from services.inference.config import InferenceConfig
 from services.inference.engine import Engine
 from services.inference.graphs import GraphedNetwork
 from services.inference.metrics import InferenceMetrics
+from services.inference.model import Model, PackedBatch
 from services.inference.model_thread import ModelThread
+from services.inference.staging import Staging
 from shared.errors import ConfigurationError
 from shared.http import new_registry
 from shared.networks.build import build_network
 from shared.networks.interface import Network, NetworkInput, State
 from shared.networks.precision import autocast
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from shared.telemetry import configure_logging
 
 LEAF = LeafSpec(name="observation", dtype="uint8", shape=(84, 84), low=(0.0,), high=(255.0,))
 
@@ -83,9 +88,57 @@ class Asking(Network):
 
 @pytest.mark.gpu
 @torch.no_grad()
-def test_a_network_that_cannot_be_captured_is_computed_without_graphs() -> None:
+def test_a_network_that_cannot_be_captured_is_computed_without_graphs_and_logged_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("info", "json", "test")
     network = Asking()
     graphed = GraphedNetwork(network, torch.device("cuda"))
     for seed in range(3):
         inputs = make_input(5, seed=seed)
         torch.testing.assert_close(graphed(inputs, ())[0], network(inputs, ())[0])
+    said = "".join(capsys.readouterr())
+    assert said.count("network cannot be captured as a CUDA graph") == 1
+
+
+@pytest.mark.gpu
+def test_a_model_with_graphs_answers_as_one_without() -> None:
+    spec = make_spec(lstm_size=32)
+    torch.manual_seed(0)
+    weights = build_network(spec).state_dict()
+    answers = []
+    for cuda_graphs in (False, True):
+        model = Model(
+            spec,
+            build_network(spec),
+            device=torch.device("cuda"),
+            precision="float32",
+            seed=0,
+            cuda_graphs=cuda_graphs,
+        )
+        model.load(weights, version=1, update=1)
+        answers.append([model.run(make_batch(spec, t)) for t in range(5)])
+        model.load({name: 1.1 * leaf for name, leaf in weights.items()}, version=2, update=2)
+        answers[-1] += [model.run(make_batch(spec, t)) for t in range(5, 10)]
+        model.close()
+    for plain, graphed in zip(*answers, strict=True):
+        np.testing.assert_allclose(graphed.logits, plain.logits, rtol=1e-3, atol=1e-4)
+        assert plain.start is not None
+        assert graphed.start is not None
+        for before, same in zip(plain.start.state, graphed.start.state, strict=True):
+            np.testing.assert_allclose(same, before, rtol=1e-3, atol=1e-4)
+
+
+def make_batch(spec: RunSpec, t: int) -> PackedBatch:
+    """Six greedy rows in scattered slots, whose ChunkStarts are wanted."""
+    random = np.random.default_rng(t)
+    staging = Staging(spec.environment, rows=6, pinned=True)
+    step = StepArrays(
+        observation={"observation": random.integers(256, size=(6, 84, 84), dtype=np.uint8)},
+        reward=random.normal(size=6).astype(np.float32),
+        terminated=np.zeros(6, np.bool_),
+        truncated=np.zeros(6, np.bool_),
+        is_first=np.full(6, t == 0) | (random.random(6) < 0.2),
+    )
+    staging.place(0, step, slots=np.array([0, 1, 2, 7, 8, 4]), greedy=True, epsilon=np.zeros(6))
+    return PackedBatch(staging, 6, np.arange(6))
