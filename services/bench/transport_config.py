@@ -20,6 +20,7 @@ class TransportConfig(Settings):
     actions are there. CPU seconds are told beside, since anything else that runs falsifies the rest.
 
     Examples:  seedrl bench transport
+               seedrl bench transport --no-shared-memory
                seedrl bench transport --observation 210,160,3 --group-size 16 --streams 4 --json
     """
 
@@ -29,6 +30,8 @@ class TransportConfig(Settings):
     """Environments of a group, which share a stream."""
     streams: int = Field(2, ge=1, le=64)
     """Groups; two of them share a process that sends for them."""
+    shared_memory: bool = True
+    """Leave observations in shared memory, as actors on inference's host do; else they go over gRPC."""
     seconds: float = Field(10.0, gt=0)
     """Seconds that are measured."""
     warm_up: float = Field(3.0, ge=0)

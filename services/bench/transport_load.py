@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+import numpy as np
 import orjson
 
 from services.actor import messages
@@ -24,7 +25,9 @@ from shared.bus.beside import beside
 from shared.errors import ConnectionFailed, Refused
 from shared.runtime import run_service, run_until_stopped
 from shared.specs import EnvironmentSpec, LeafSpec
+from shared.types import Array
 from shared.wire import inference_pb2 as pb
+from shared.wire.shared_memory import SharedObservation
 
 _CONNECT_SECONDS = 60.0
 _GRACE_SECONDS = 2.0
@@ -40,6 +43,7 @@ class LoadPlan(NamedTuple):
     num_actions: int
     group_size: int
     streams: int
+    shared_memory: bool
 
     @property
     def spec(self) -> EnvironmentSpec:
@@ -74,25 +78,45 @@ class Player:
         while True:
             async with InferenceStream(stub) as stream:
                 try:
-                    await self._welcomed(stream)
+                    shared = await self._welcomed(stream)
                 except StreamEnded as ended:
                     if ended.code is not grpc.StatusCode.UNAVAILABLE:
                         raise Refused(f"inference refused the stream: {ended.details}") from ended
                     if time.monotonic() > deadline:
                         raise ConnectionFailed(f"no inference at {self._plan.address}") from ended
                 else:
-                    await self._alternate(stream)
+                    await self._alternate(stream, shared)
                     return
             await asyncio.sleep(backoff.seconds())
 
-    async def _welcomed(self, stream: InferenceStream) -> None:
-        await stream.send(messages.hello(self._config, self._plan.spec, stream_id=secrets.token_hex(8)))
-        messages.check_welcome(await _received(stream), run_id=self._plan.run_id)
+    async def _welcomed(self, stream: InferenceStream) -> Array | None:
+        """The memory [B, …] to which observations go; None where they go over gRPC."""
+        plan, stream_id = self._plan, secrets.token_hex(8)
+        memory = None
+        if plan.shared_memory:
+            memory = SharedObservation(plan.spec, group_size=plan.group_size, stream_id=stream_id)
+        try:
+            offer = memory.offer if memory else None
+            await stream.send(
+                messages.hello(self._config, plan.spec, stream_id=stream_id, shared_memory=offer)
+            )
+            response = await _received(stream)
+        finally:
+            if memory:
+                memory.close()
+        messages.check_welcome(response, run_id=plan.run_id)
+        if memory and not response.welcome.shared_memory:
+            raise Refused("inference cannot reach the shared memory; try --no-shared-memory")
+        return memory.leaves[0] if memory else None
 
-    async def _alternate(self, stream: InferenceStream) -> None:
+    async def _alternate(self, stream: InferenceStream, shared: Array | None) -> None:
         sequence = 0
         while (sent := time.monotonic()) < self.end:
-            await stream.send(messages.step(sequence, self._steps[sequence % len(self._steps)]))
+            step = self._steps[sequence % len(self._steps)]
+            if shared is not None:
+                shared[...] = np.frombuffer(step.observation[0], shared.dtype).reshape(shared.shape)
+                step = step._replace(observation=[])
+            await stream.send(messages.step(sequence, step))
             response = await _received(stream)
             messages.actions(
                 response,

@@ -50,6 +50,7 @@ class Figures:
     observation: tuple[int, ...]
     group_size: int
     streams: int
+    shared_memory: bool
     seconds: float
     rows_per_second: float
     messages_per_second: float
@@ -90,6 +91,7 @@ async def measured(config: TransportConfig, directory: Path) -> Figures:
             num_actions=num_actions,
             group_size=config.group_size,
             streams=count,
+            shared_memory=config.shared_memory,
         )
         for count in streams
     ]
@@ -169,6 +171,7 @@ def _figures(config: TransportConfig, latencies: Array, before: _Reading, after:
         observation=config.observation,
         group_size=config.group_size,
         streams=config.streams,
+        shared_memory=config.shared_memory,
         seconds=config.seconds,
         rows_per_second=rows / config.seconds,
         messages_per_second=len(latencies) / config.seconds,

@@ -47,11 +47,16 @@ async def all_children(process: "subprocess.Popen[str]") -> dict[str, int]:
     return children(process, *names)
 
 
-def test_every_answered_row_is_counted_and_reaches_the_consumer_in_chunks(tmp_path: Path) -> None:
-    result = bench("--json", *SMALL, "--streams", "3", "--seconds", "2", temporary=tmp_path)
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_every_answered_row_is_counted_and_reaches_the_consumer_in_chunks(
+    shared_memory: bool, tmp_path: Path
+) -> None:
+    way = "--shared-memory" if shared_memory else "--no-shared-memory"
+    result = bench("--json", *SMALL, "--streams", "3", "--seconds", "2", way, temporary=tmp_path)
     assert result.returncode == 0, result.stderr
     figures: dict[str, Any] = orjson.loads(result.stdout)
     assert (figures["observation"], figures["group_size"], figures["streams"]) == ([84, 84], 8, 3)
+    assert figures["shared_memory"] is shared_memory
     assert figures["rows_per_second"] == pytest.approx(8 * figures["messages_per_second"])
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
     # 20 steps a chunk; one of each stream may lie on either side of the window's borders.
