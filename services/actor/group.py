@@ -20,6 +20,7 @@ from services.actor.stepping import SteppedGroup, Transition
 from services.actor.stream import InferenceStream, StreamEnded, Stub
 from services.actor.threads import StepThreads
 from shared.errors import ProtocolError, Refused
+from shared.specs import EnvironmentSpec
 from shared.telemetry import get_logger
 from shared.types import Array
 from shared.wire import inference_pb2 as pb
@@ -115,7 +116,7 @@ class Group:
         token = next(iter(self._config.inference_tokens), None)
         async with InferenceStream(self._stub, token=token) as stream:
             stream_id = secrets.token_hex(8)
-            with _offered(self._config, self._environments, stream_id=stream_id) as memory:
+            with offered_memory(self._config, self._environments.spec, stream_id=stream_id) as memory:
                 welcome = await self._welcome(stream, stream_id, memory.offer if memory else None)
             if welcome is None:
                 return
@@ -219,14 +220,14 @@ class Group:
 
 
 @contextlib.contextmanager
-def _offered(
-    config: ActorConfig, environments: SteppedGroup, *, stream_id: str
+def offered_memory(
+    config: ActorConfig, spec: EnvironmentSpec, *, stream_id: str
 ) -> Iterator[SharedObservation | None]:
     """Memory that can be taken as long as the context lasts; None where none is to be had or wanted."""
     memory = None
     if config.shared_memory:
         with contextlib.suppress(OSError):
-            memory = SharedObservation(environments.spec, group_size=environments.size, stream_id=stream_id)
+            memory = SharedObservation(spec, group_size=config.group_size, stream_id=stream_id)
     try:
         yield memory
     finally:

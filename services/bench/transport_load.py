@@ -17,7 +17,7 @@ import orjson
 
 from services.actor import messages
 from services.actor.config import ActorConfig
-from services.actor.group import Backoff
+from services.actor.group import Backoff, offered_memory
 from services.actor.stepping import Transition
 from services.actor.stream import InferenceStream, StreamEnded, Stub, connected
 from services.bench.transport_frames import recorded_steps
@@ -27,7 +27,6 @@ from shared.runtime import run_service, run_until_stopped
 from shared.specs import EnvironmentSpec, LeafSpec
 from shared.types import Array
 from shared.wire import inference_pb2 as pb
-from shared.wire.shared_memory import SharedObservation
 
 _CONNECT_SECONDS = 60.0
 _GRACE_SECONDS = 2.0
@@ -66,6 +65,7 @@ class Player:
                 "inference_url": plan.address,
                 "run_id": plan.run_id,
                 "group_size": plan.group_size,
+                "shared_memory": plan.shared_memory,
             }
         )
         self.answered = asyncio.Event()
@@ -92,21 +92,15 @@ class Player:
     async def _welcomed(self, stream: InferenceStream) -> Array | None:
         """The memory [B, …] to which observations go; None where they go over gRPC."""
         plan, stream_id = self._plan, secrets.token_hex(8)
-        memory = None
-        if plan.shared_memory:
-            memory = SharedObservation(plan.spec, group_size=plan.group_size, stream_id=stream_id)
-        try:
+        with offered_memory(self._config, plan.spec, stream_id=stream_id) as memory:
             offer = memory.offer if memory else None
             await stream.send(
                 messages.hello(self._config, plan.spec, stream_id=stream_id, shared_memory=offer)
             )
             response = await _received(stream)
-        finally:
-            if memory:
-                memory.close()
         messages.check_welcome(response, run_id=plan.run_id)
-        if memory and not response.welcome.shared_memory:
-            raise Refused("inference cannot reach the shared memory; try --no-shared-memory")
+        if response.welcome.shared_memory != plan.shared_memory:
+            raise Refused("there is no shared memory between the processes here; use --no-shared-memory")
         return memory.leaves[0] if memory else None
 
     async def _alternate(self, stream: InferenceStream, shared: Array | None) -> None:

@@ -14,7 +14,7 @@ from services.inference.model_thread import ModelThread
 from services.inference.staging import StagingPool
 from shared.bus.weights import Weights
 from shared.checkpoints import weights_from_bytes
-from shared.errors import ConfigurationError, RunError
+from shared.errors import RunError
 from shared.networks.build import build_network
 from shared.networks.interface import Network
 from shared.networks.precision import resolve_device
@@ -81,8 +81,6 @@ def state_shapes(network: Network) -> StateShapes:
 
 
 def _build(spec: RunSpec, config: InferenceConfig, device: torch.device) -> tuple[Model, StateShapes]:
-    if config.cuda_graphs and device.type != "cuda":
-        raise ConfigurationError(f"cuda_graphs: there are none on device {device}")
     network = build_network(spec)
     model = Model(
         spec,

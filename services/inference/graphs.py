@@ -1,6 +1,6 @@
 """A network's forward pass as CUDA graphs: its kernels are launched at once instead of one by one.
 
-Knows neither streams nor slots. Without a CUDA device there is nothing here to use.
+Knows neither streams of actors nor slots.
 """
 
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from shared.errors import ConfigurationError
 from shared.networks.interface import Network, NetworkInput, Output, State
 from shared.telemetry import get_logger
 
@@ -40,6 +41,9 @@ class GraphedNetwork:
     """
 
     def __init__(self, network: Network, device: torch.device) -> None:
+        """Raises ConfigurationError where `device` is not of CUDA."""
+        if device.type != "cuda":
+            raise ConfigurationError(f"cuda_graphs: there are none on device {device}")
         self._network = network
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: dict[int, _Graph] = {}
