@@ -38,10 +38,11 @@ class EpisodeCounter:
 
         Returns the episodes that ended: those whose row `is_first` now.
         """
-        finished = self._finish(np.flatnonzero(is_first)) if is_first.any() else []
+        begins = np.count_nonzero(is_first) > 0
+        finished = self._finish(np.flatnonzero(is_first)) if begins else []
         self._weights_version = weights_version
-        self._returns += np.where(is_first, 0.0, reward)
-        self._lengths += ~is_first
+        self._returns += np.where(is_first, 0.0, reward) if begins else reward
+        self._lengths += ~is_first if begins else 1
         self._ended = terminated | truncated
         return finished
 

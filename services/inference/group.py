@@ -60,7 +60,7 @@ class Group:
     def observe(self, data: bytes) -> tuple[StepArrays, list[dict[str, Any]]]:
         """A Step's arrays, which are views and to be copied, and the episodes it ended. Raises Refusal."""
         step = self._reader.read(data)
-        self.steps += self.rows - int(step.is_first.sum())
+        self.steps += self.rows - np.count_nonzero(step.is_first)
         if self._assembler is not None:
             self._assembler.observe(step)
         ended = self._episodes.observe(

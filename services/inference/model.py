@@ -14,11 +14,12 @@ from torch import Tensor
 from services.inference.assembler import ChunkStart
 from services.inference.frames import FrameMemory
 from services.inference.graphs import GraphedNetwork
+from services.inference.places import Places
 from services.inference.staging import Staging, torch_dtype
 from shared.errors import RunError
 from shared.networks.interface import Network, NetworkInput, State
 from shared.networks.precision import Precision, autocast
-from shared.networks.unroll import previous_inputs
+from shared.networks.unroll import clip_rewards, previous_inputs
 from shared.specs import RunSpec
 from shared.types import Array
 
@@ -100,8 +101,9 @@ class Model:
             self._is_casting = True
         started = perf_counter()
         with torch.no_grad():  # in inference mode autocast would copy the weights each time
-            answers = self._run(batch)
-        return answers._replace(seconds=perf_counter() - started)
+            action, logits, start = self._run(batch)
+        seconds = perf_counter() - started
+        return Answers(action, logits, start, self.weights_version, self.weights_update, seconds)
 
     def close(self) -> None:
         """Leaves what `run` entered in its thread; to be called there."""
@@ -109,60 +111,66 @@ class Model:
             self._autocast.__exit__(None, None, None)
             self._is_casting = False
 
-    def _run(self, batch: PackedBatch) -> Answers:
+    def _run(self, batch: PackedBatch) -> tuple[Array, Array, ChunkStart | None]:
         staging, rows = batch.staging, slice(0, batch.rows)
-        slots = _Places(staging.slots_array[rows], self._device)
-        self._memory.grow(slots.highest + 1)
-        is_first, reward, greedy = (
-            each[rows].to(self._device, non_blocking=True)
-            for each in (staging.is_first, staging.reward, staging.greedy)
-        )
-        previous_action, previous_reward = previous_inputs(
-            previous_action=slots.read(self._memory.previous_action),
-            previous_reward=reward,
-            is_first=is_first.unsqueeze(1),
-            reward_clip=self._spec.reward_clip,
-        )
+        places = Places(staging.slots_array[rows], self._device)
+        self._memory.grow(places.end)
+
+        def sent(tensor: Tensor) -> Tensor:
+            return tensor[rows].to(self._device, non_blocking=True)
+
+        begins = np.count_nonzero(staging.is_first_array[rows]) > 0  # otherwise there is nothing to forget
+        is_first, reward = sent(staging.is_first), sent(staging.reward)
+        previous_action = places.read(self._memory.previous_action)
+        if begins:
+            previous = previous_inputs(
+                previous_action=previous_action,
+                previous_reward=reward,
+                is_first=is_first.unsqueeze(1),
+                reward_clip=self._spec.reward_clip,
+            )
+        else:
+            clipped = clip_rewards(reward, self._spec.reward_clip)
+            previous = previous_action.unsqueeze(0), clipped.unsqueeze(0)
         inputs = NetworkInput(
             observation={
-                name: self._stacked(name, leaf[rows].to(self._device, non_blocking=True), batch).unsqueeze(0)
+                name: self._stacked(name, sent(leaf), batch, places).unsqueeze(0)
                 for name, leaf in staging.observation.items()
             },
-            previous_action=previous_action,
-            previous_reward=previous_reward,
+            previous_action=previous[0],
+            previous_reward=previous[1],
             is_first=is_first.unsqueeze(0),
         )
-        state = tuple(_zeroed(slots.read(leaf), is_first) for leaf in self._memory.state)
+        state = tuple(places.read(leaf) for leaf in self._memory.state)
+        if begins:
+            state = tuple(_zeroed(leaf, is_first) for leaf in state)
         output, next_state = self._forward(inputs, state)
         if self._spec.agent == "r2d2":
             logits = output.q_values[0].float()
-            action = self._explored(logits, staging.epsilon[rows].to(self._device, non_blocking=True))
+            action = self._explored(logits, sent(staging.epsilon))
         else:
             logits = output.policy_logits[0].float()
-            action = self._chosen(logits, greedy)
-        start = None if batch.starts is None else self._start(batch, inputs, state, reward)
-        self._memory.write(slots, next_state, action)
-        return Answers(
-            action.cpu().numpy(), logits.cpu().numpy(), start, self.weights_version, self.weights_update, 0.0
-        )
+            is_greedy = np.count_nonzero(staging.greedy_array[rows]) > 0
+            action = self._chosen(logits, sent(staging.greedy) if is_greedy else None)
+        start = None if batch.starts is None else self._start(batch.starts, inputs, state, reward)
+        self._memory.write(places, next_state, action)
+        return action.cpu().numpy(), logits.cpu().numpy(), start
 
-    def _stacked(self, name: str, frames: Tensor, batch: PackedBatch) -> Tensor:
+    def _stacked(self, name: str, frames: Tensor, batch: PackedBatch, places: Places) -> Tensor:
         """[n, S, …] of the newest frames [n, …]; as they are without stacking."""
         memory = self._memory.frames.get(name)
         if memory is None:
             return frames
-        rows = slice(0, batch.rows)
-        return memory.push(
-            batch.staging.slots_array[rows], frames, is_first=batch.staging.is_first_array[rows]
-        )
+        return memory.push(places, frames, is_first=batch.staging.is_first_array[: batch.rows])
 
-    def _chosen(self, logits: Tensor, greedy: Tensor) -> Tensor:
+    def _chosen(self, logits: Tensor, greedy: Tensor | None) -> Tensor:
         """[n] sampled from softmax(logits), or their argmax where `greedy`.
 
         argmax(logits − log E) with E from Exp(1) is a sample (Gumbel-max); without noise it is the argmax.
         """
-        exponential = torch.empty_like(logits).exponential_(generator=self._generator)
-        noise = exponential.log_().masked_fill_(greedy.unsqueeze(1), 0)
+        noise = torch.empty_like(logits).exponential_(generator=self._generator).log_()
+        if greedy is not None:
+            noise.masked_fill_(greedy.unsqueeze(1), 0)
         return (logits - noise).argmax(dim=1)
 
     def _explored(self, q_values: Tensor, epsilon: Tensor) -> Tensor:
@@ -173,12 +181,11 @@ class Model:
         anything = torch.randint(actions, (count,), device=device, generator=generator)
         return torch.where(explores, anything, q_values.argmax(dim=1))
 
-    def _start(self, batch: PackedBatch, inputs: NetworkInput, state: State, reward: Tensor) -> ChunkStart:
-        assert batch.starts is not None
-        rows = _Places(batch.starts, self._device)
+    def _start(self, rows: Array, inputs: NetworkInput, state: State, reward: Tensor) -> ChunkStart:
+        places = Places(rows, self._device)
 
         def host(tensor: Tensor) -> Array:
-            array: Array = rows.read(tensor).to("cpu", copy=True).numpy()
+            array: Array = places.read(tensor).to("cpu", copy=True).numpy()
             return array
 
         return ChunkStart(
@@ -212,45 +219,16 @@ class _Memory:
             frames.grow(self.slots)
         self.previous_action = self._larger(self.previous_action)
 
-    def write(self, slots: "_Places", state: State, action: Tensor) -> None:
+    def write(self, places: Places, state: State, action: Tensor) -> None:
         """Remembers what the next step of these slots needs."""
         for mine, new in zip(self.state, state, strict=True):
-            slots.write(mine, new)
-        slots.write(self.previous_action, action)
+            places.write(mine, new)
+        places.write(self.previous_action, action)
 
     def _larger(self, tensor: Tensor) -> Tensor:
         larger = tensor.new_zeros((self.slots, *tensor.shape[1:]))
         larger[: len(tensor)] = tensor
         return larger
-
-
-class _Places:
-    """Where the rows of a batch lie in tensors [slots, …]: in runs of neighbouring slots."""
-
-    def __init__(self, slots: Array, device: torch.device) -> None:
-        breaks = (np.flatnonzero(np.diff(slots) != 1) + 1).tolist()
-        starts, stops = [0, *breaks], [*breaks, len(slots)]
-        self.highest = int(slots.max())
-        self._runs = [
-            (slice(int(slots[start]), int(slots[start]) + stop - start), slice(start, stop))
-            for start, stop in zip(starts, stops, strict=True)
-        ]
-        self._is_cuda = device.type == "cuda"
-        self._index = None if len(self._runs) == 1 else torch.from_numpy(slots).to(device, non_blocking=True)
-
-    def read(self, tensor: Tensor) -> Tensor:
-        """[n, …], a view where all rows are neighbours."""
-        if self._index is None:
-            return tensor[self._runs[0][0]]
-        return tensor.index_select(0, self._index)
-
-    def write(self, tensor: Tensor, values: Tensor) -> None:
-        """Puts `values` [n, …] where they belong."""
-        if self._index is not None and self._is_cuda:
-            tensor.index_copy_(0, self._index, values)
-            return
-        for slots, rows in self._runs:  # on a CPU 20 times faster than by index
-            tensor[slots] = values[rows]
 
 
 def _zeroed(values: Tensor, where: Tensor) -> Tensor:

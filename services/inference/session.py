@@ -120,8 +120,9 @@ class StepReader:
     def _reward(self, data: bytes) -> Array:
         self._check_bytes("reward", data, 4)
         reward = np.frombuffer(data, "<f4")
-        if not np.isfinite(reward).all():
-            row = int(np.flatnonzero(~np.isfinite(reward))[0])
+        finite = np.isfinite(reward)
+        if np.count_nonzero(finite) < self._group_size:
+            row = int(np.flatnonzero(~finite)[0])
             raise Refusal("reward", f"reward of row {row} is {reward[row]}, expected a finite number")
         return reward
 
@@ -142,7 +143,7 @@ class StepReader:
     def _check_is_first(self, step: StepArrays) -> None:
         if self._sequence == 0 and not step.is_first.all():
             raise Refusal("is_first", "is_first must be 1 in every row at sequence 0")
-        if (step.is_first & (step.terminated | step.truncated)).any():
+        if np.count_nonzero(step.is_first) and (step.is_first & (step.terminated | step.truncated)).any():
             raise Refusal(
                 "is_first", "a row is is_first and terminated or truncated; no reset ends an episode"
             )

@@ -61,7 +61,8 @@ class Stream:
         step, episodes = group.observe(data)
         self.last_step_at = monotonic()
         self._metrics.steps[role].add(group.steps - steps)
-        self._metrics.episodes[role].add(len(episodes))
+        if episodes:
+            self._metrics.episodes[role].add(len(episodes))
         for episode in episodes:
             self._on_episode(episode)
         answer = await self._dispatcher.ask(group, step)
