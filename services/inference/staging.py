@@ -29,7 +29,7 @@ class Staging:
         self.epsilon = tensor((), "float32")
         self.slots = tensor((), "int64")
         self._leaves = {name: leaf.numpy() for name, leaf in self.observation.items()}
-        self._reward, self.is_first_array, self._greedy, self.slots_array = (
+        self._reward, self.is_first_array, self.greedy_array, self.slots_array = (
             each.numpy() for each in (self.reward, self.is_first, self.greedy, self.slots)
         )
         self._epsilon = self.epsilon.numpy()
@@ -41,7 +41,7 @@ class Staging:
             self._leaves[name][rows] = leaf
         self._reward[rows] = step.reward
         self.is_first_array[rows] = step.is_first
-        self._greedy[rows] = greedy
+        self.greedy_array[rows] = greedy
         self._epsilon[rows] = epsilon
         self.slots_array[rows] = slots
 
@@ -51,7 +51,7 @@ class Staging:
             array[offset : end - rows] = array[offset + rows : end]
 
     def _all(self) -> list[Array]:
-        return [*self._leaves.values(), self._reward, self.is_first_array, self._greedy, self.slots_array]
+        return [*self._leaves.values(), self._reward, self.is_first_array, self.greedy_array, self.slots_array]
 
 
 class StagingPool:
