@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 if TYPE_CHECKING:
     from shared.config import Settings
 
-# gRPC reads it when it is imported. Its older way of polling, in the thread that waits for events, spares each
-# message the hops between the threads of the newer one: an eighth more rows per second.
+# gRPC reads it when it is imported. Its older way of polling, in the thread that waits for events, spares
+# each message hops between threads.
 _GRPC_POLLING = ("GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_client")
 
 

@@ -12,7 +12,7 @@ from services.nats_server import MAX_PAYLOAD_BYTES
 from shared.config import AgentSettings
 from shared.run_spec import own_spec
 from shared.specs import RunSpec
-from shared.types import Array, Chunk, Leaves
+from shared.types import Array, Chunk
 from shared.wire.chunks import decode_chunk, encode_chunk, rows_per_message, slice_rows
 
 
@@ -63,13 +63,12 @@ def _played(
     random: np.random.Generator,
 ) -> Iterator[Chunk]:
     origin = Origin(run_id=run_id, stream_id="recorded", actor_id="bench", task="", group_size=group.size)
-    assembler, seen = Assembler(spec, origin), _Seen(spec, group.size)
+    assembler = Assembler(spec, origin)
     step = _arrays(group.reset(), spec)
     action = np.zeros(group.size, np.int64)
     while True:
         assembler.observe(step)
-        seen.before(step)
-        start = seen.start(step, action, state_size, random) if assembler.wants_start else None
+        start = _start(step, action, state_size, random) if assembler.wants_start else None
         action = random.integers(spec.environment.num_actions, size=group.size)
         cut = assembler.act(
             action=action,
@@ -83,43 +82,17 @@ def _played(
             yield replace(cut.chunk, td_errors=np.where(cut.chunk.reset_steps, np.float32(0), errors))
             if cut.chunk.header.number == chunks - 1:
                 return
-        seen.after(step)
         step = _arrays(group.step(action), spec)
 
 
-class _Seen:
-    """The frames before the newest one, zeros where an episode began since."""
-
-    def __init__(self, spec: RunSpec, rows: int) -> None:
-        count = spec.network.frame_stack - 1
-        leaves = spec.environment.observation if count else ()
-        self._frames: Leaves = {
-            leaf.name: np.zeros((rows, count, *leaf.shape), leaf.dtype) for leaf in leaves
-        }
-
-    def before(self, step: StepArrays) -> None:
-        """Forgets what is of an earlier episode than `step`."""
-        for frames in self._frames.values():
-            frames[step.is_first] = 0
-
-    def after(self, step: StepArrays) -> None:
-        """Takes in the frames of `step`."""
-        for name, frames in self._frames.items():
-            frames[:, :-1] = frames[:, 1:].copy()
-            frames[:, -1] = step.observation[name]
-
-    def start(
-        self, step: StepArrays, action: Array, state_size: int, random: np.random.Generator
-    ) -> ChunkStart:
-        """What a policy saw beside `step`."""
-        rows = len(action)
-        leaves = 2 if state_size else 0
-        return ChunkStart(
-            state=tuple(random.normal(size=(rows, state_size)).astype(np.float32) for _ in range(leaves)),
-            history={name: frames.copy() for name, frames in self._frames.items()},
-            previous_action=np.where(step.is_first, 0, action),
-            previous_reward=step.reward,
-        )
+def _start(step: StepArrays, action: Array, state_size: int, random: np.random.Generator) -> ChunkStart:
+    """What a policy saw beside `step`."""
+    leaves = 2 if state_size else 0
+    return ChunkStart(
+        state=tuple(random.normal(size=(len(action), state_size)).astype(np.float32) for _ in range(leaves)),
+        previous_action=np.where(step.is_first, 0, action),
+        previous_reward=step.reward,
+    )
 
 
 def _arrays(transition: Transition, spec: RunSpec) -> StepArrays:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.observations import Observations
 from shared.specs import RunSpec
 from shared.types import Array, Chunk, ChunkHeader, Leaves
 
@@ -21,10 +22,9 @@ class StepArrays(NamedTuple):
 
 
 class ChunkStart(NamedTuple):
-    """What the policy saw beside the observation at a chunk's row 0; zero where that row is a first one."""
+    """What the policy saw beside the frames at a chunk's row 0; zero where that row is a first one."""
 
     state: tuple[Array, ...]  # [B, …] before the step
-    history: Leaves  # [B, S − 1, …]; empty dict when S = 1
     previous_action: NDArray[np.int64]  # [B]
     previous_reward: NDArray[np.float32]  # [B], raw
 
@@ -57,34 +57,32 @@ class Assembler:
     def __init__(self, spec: RunSpec, origin: Origin) -> None:
         self._spec = spec
         self._origin = origin
+        self.observations = Observations(spec, origin.group_size)
         self._network_hash = spec.network_hash
         self._number = 0
-        self._rows = 0  # observations in the open chunk
         self._buffers, self._logits = self._empty()  # the latter [B, T, A]; R2D2: Q-values
         self._start: ChunkStart | None = None
 
     @property
     def wants_start(self) -> bool:
         """Whether the answer to the observed step must come with a ChunkStart."""
-        return self._start is None or self._rows == self._spec.unroll + 1
+        return self._start is None or self.observations.is_full
 
     @property
     def unfinished_steps(self) -> int:
         """Environment steps in the open chunk, lost when the stream ends now."""
-        transitions = max(self._rows - 1, 0)
-        return self._origin.group_size * transitions - int(self._buffers.is_first[:, 1 : self._rows].sum())
+        count = self.observations.count
+        resets = int(self.observations.is_first[:, 1:count].sum())
+        return self._origin.group_size * max(count - 1, 0) - resets
 
     def observe(self, step: StepArrays) -> None:
         """Copies a Step into the open chunk; the arrays are not kept."""
-        t, buffers = self._rows, self._buffers
-        for name, leaf in step.observation.items():
-            buffers.observation[name][:, t] = leaf
-        buffers.is_first[:, t] = step.is_first
+        self.observations.append(step.observation, step.is_first)
+        t, buffers = self.observations.count - 1, self._buffers
         if t > 0:
             buffers.reward[:, t - 1] = step.reward
             buffers.terminated[:, t - 1] = step.terminated
             buffers.truncated[:, t - 1] = step.truncated
-        self._rows += 1
 
     def act(
         self,
@@ -102,7 +100,7 @@ class Assembler:
             if self._start is not None:
                 finished = self._cut(self._start, logits)
             self._start = start
-        t, buffers = self._rows - 1, self._buffers
+        t, buffers = self.observations.count - 1, self._buffers
         buffers.action[:, t] = action
         self._logits[:, t] = logits
         buffers.weights_version[t] = weights_version
@@ -113,10 +111,6 @@ class Assembler:
         """`last`: logits or Q-values of row T."""
         finished, logits = self._buffers, self._logits
         self._buffers, self._logits = self._empty()
-        for name, leaf in finished.observation.items():
-            self._buffers.observation[name][:, 0] = leaf[:, -1]
-        self._buffers.is_first[:, 0] = finished.is_first[:, -1]
-        self._rows = 1
         header = ChunkHeader(
             run_id=self._origin.run_id,
             stream_id=self._origin.stream_id,
@@ -128,30 +122,25 @@ class Assembler:
             first_row=0,
         )
         self._number += 1
+        fields = {**start._asdict(), **self.observations.cut()._asdict(), **vars(finished)}
         if self._spec.agent == "vtrace":
-            fields = {**vars(finished), "behaviour_logits": logits}
-            return Cut(Chunk(header=header, **start._asdict(), **fields), None)
+            return Cut(Chunk(header=header, **fields, behaviour_logits=logits), None)
         q_values = np.concatenate([logits, last[:, np.newaxis]], axis=1)
-        return Cut(Chunk(header=header, **start._asdict(), **vars(finished)), q_values)
+        return Cut(Chunk(header=header, **fields), q_values)
 
     def _empty(self) -> tuple["_Buffers", NDArray[np.float32]]:
         shape = (self._origin.group_size, self._spec.unroll, self._spec.environment.num_actions)
-        return _Buffers(self._spec, self._origin.group_size), np.zeros(shape, np.float32)
+        return _Buffers(shape[:2]), np.zeros(shape, np.float32)
 
 
 class _Buffers:
     """The arrays of one chunk that fill step by step."""
 
-    def __init__(self, spec: RunSpec, rows: int) -> None:
-        steps = spec.unroll
-        self.observation: Leaves = {
-            leaf.name: np.empty((rows, steps + 1, *leaf.shape), dtype=leaf.dtype)
-            for leaf in spec.environment.observation
-        }
-        self.is_first = np.zeros((rows, steps + 1), dtype=np.bool_)
-        self.action = np.zeros((rows, steps), dtype=np.int64)
-        self.reward = np.zeros((rows, steps), dtype=np.float32)
-        self.terminated = np.zeros((rows, steps), dtype=np.bool_)
-        self.truncated = np.zeros((rows, steps), dtype=np.bool_)
-        self.weights_version = np.zeros(steps, dtype=np.int64)
-        self.weights_update = np.zeros(steps, dtype=np.int64)
+    def __init__(self, shape: tuple[int, int]) -> None:
+        """`shape`: [B, T]."""
+        self.action = np.zeros(shape, dtype=np.int64)
+        self.reward = np.zeros(shape, dtype=np.float32)
+        self.terminated = np.zeros(shape, dtype=np.bool_)
+        self.truncated = np.zeros(shape, dtype=np.bool_)
+        self.weights_version = np.zeros(shape[1], dtype=np.int64)
+        self.weights_update = np.zeros(shape[1], dtype=np.int64)

@@ -97,7 +97,7 @@ class Dispatcher:
         self._batcher.expect(asker)
 
     def ask(self, asker: Asker, step: StepArrays) -> "asyncio.Future[Answer]":
-        """The future of the answer; the step's arrays are copied before this returns."""
+        """The future of the answer; the step's read-only arrays are copied before this returns."""
         batch, entry = self._batcher.add(asker, asker.rows, self._loop.time())
         staging = self._staged.get(batch)
         if staging is None:
@@ -192,7 +192,6 @@ def _part(answers: Answers, entry: Entry[Asker], place: slice | None) -> Answer:
     if place is not None and answers.start is not None:
         start = ChunkStart(
             state=tuple(leaf[place] for leaf in answers.start.state),
-            history={name: leaf[place] for name, leaf in answers.start.history.items()},
             previous_action=answers.start.previous_action[place],
             previous_reward=answers.start.previous_reward[place],
         )

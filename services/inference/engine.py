@@ -29,9 +29,17 @@ class Engine:
     """What there is once the run's spec is known; no batch leaves its dispatcher before the first `load`."""
 
     def __init__(
-        self, spec: RunSpec, model: Model, shapes: StateShapes, dispatcher: Dispatcher, thread: ModelThread
+        self,
+        spec: RunSpec,
+        model: Model,
+        shapes: StateShapes,
+        dispatcher: Dispatcher,
+        thread: ModelThread,
+        *,
+        is_on_host: bool,
     ) -> None:
         self.spec = spec
+        self.is_on_host = is_on_host  # the policy: it needs no copies of frames
         self.state_shapes = shapes
         self.dispatcher = dispatcher
         self.weights_version = 0  # 0: none yet
@@ -49,14 +57,20 @@ class Engine:
         CUDA graphs on another device.
         """
         device = resolve_device(config.device)
+        is_on_host = device.type == "cpu"
         model, shapes = await thread.call(partial(_build, spec, config, device))
         dispatcher = Dispatcher(
             run=lambda batch: thread.call(partial(model.run, batch)),
-            pool=StagingPool(spec.environment, rows=config.max_batch_size, pinned=device.type == "cuda"),
+            pool=StagingPool(
+                spec.environment,
+                rows=config.max_batch_size,
+                pinned=device.type == "cuda",
+                in_place=is_on_host,
+            ),
             batcher=Batcher(max_batch_size=config.max_batch_size, max_batch_delay=config.max_batch_delay),
             metrics=metrics,
         )
-        return Engine(spec, model, shapes, dispatcher, thread)
+        return Engine(spec, model, shapes, dispatcher, thread, is_on_host=is_on_host)
 
     async def load(self, weights: Weights) -> None:
         """Swaps the weights between two batches. Raises RunError when they are not of this run's network."""
@@ -89,5 +103,6 @@ def _build(spec: RunSpec, config: InferenceConfig, device: torch.device) -> tupl
         precision=config.precision,
         seed=config.seed,
         cuda_graphs=config.cuda_graphs,
+        stacks_frames=device.type != "cpu",
     )
     return model, state_shapes(network)

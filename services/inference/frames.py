@@ -96,11 +96,8 @@ class FrameMemory:
 
     def _by_part(self, parts: list[_Part], frames: Tensor) -> Tensor:
         stacks = []
-        strips, newest = self._strips, frames
-        if frames.device.type == "cpu":
-            strips, newest = strips.numpy(), frames.numpy()  # whose copying of rows is a quarter faster
         for slots, rows, place in parts:
-            strips[slots, place] = newest[rows]
+            self._strips[slots, place] = frames[rows]
             stacks.append(self._strips[slots, place - self._before : place + 1])
         return stacks[0] if len(stacks) == 1 else torch.cat(stacks)
 

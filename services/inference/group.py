@@ -7,6 +7,7 @@ import numpy as np
 from services.inference.assembler import Assembler, Cut, Origin, StepArrays
 from services.inference.dispatcher import Answer
 from services.inference.episodes import EpisodeCounter
+from services.inference.observations import Observations
 from services.inference.session import Introduction, StepReader
 from services.inference.slots import Slots
 from shared.algorithms.exploration import EVALUATION_EPSILON, epsilon_ladder
@@ -18,7 +19,10 @@ from shared.wire import shared_memory
 class Group:
     """Takes `observe` and `act` in turn. An eval group's history is not kept."""
 
-    def __init__(self, introduction: Introduction, *, spec: RunSpec, slots: Slots) -> None:
+    def __init__(
+        self, introduction: Introduction, *, spec: RunSpec, slots: Slots, stacks_frames: bool = False
+    ) -> None:
+        """`stacks_frames`: steps go to the policy with stacks of frames instead of the newest ones."""
         self.introduction = introduction
         self.slots = slots
         self.rows = introduction.group_size
@@ -31,8 +35,11 @@ class Group:
         self._reader = StepReader(introduction.environment, group_size=self.rows, shared=shared)
         self._episodes = EpisodeCounter(self.rows)
         self._weights_version = 0
+        self._stacks_frames = stacks_frames and spec.network.frame_stack > 1
         self._assembler: Assembler | None = None
-        if not self.greedy:
+        if self.greedy:
+            self._observations = Observations(spec, self.rows)
+        else:
             origin = Origin(
                 run_id=introduction.run_id,
                 stream_id=introduction.stream_id,
@@ -41,6 +48,7 @@ class Group:
                 group_size=self.rows,
             )
             self._assembler = Assembler(spec, origin)
+            self._observations = self._assembler.observations
 
     @property
     def wants_start(self) -> bool:
@@ -58,11 +66,18 @@ class Group:
         return self._reader.sequence
 
     def observe(self, data: bytes) -> tuple[StepArrays, list[dict[str, Any]]]:
-        """A Step's arrays, which are views and to be copied, and the episodes it ended. Raises Refusal."""
+        """A Step as the policy needs it, and the episodes it ended. Raises Refusal.
+
+        Its arrays are views; those that are read-only are to be copied.
+        """
         step = self._reader.read(data)
-        self.steps += self.rows - np.count_nonzero(step.is_first)
+        self.steps += self.rows - int(np.count_nonzero(step.is_first))
         if self._assembler is not None:
             self._assembler.observe(step)
+        else:
+            self._observations.append(step.observation, step.is_first)
+        if self._stacks_frames:
+            step = step._replace(observation=self._observations.stacks())
         ended = self._episodes.observe(
             reward=step.reward,
             terminated=step.terminated,

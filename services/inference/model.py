@@ -60,7 +60,9 @@ class Model:
         precision: Precision,
         seed: int | None,
         cuda_graphs: bool = False,
+        stacks_frames: bool = True,
     ) -> None:
+        """`stacks_frames`: batches bring the newest frames only; otherwise stacks of them."""
         self._spec = spec
         self._network = network.to(device).eval()
         self._forward: Callable[[NetworkInput, State], tuple[Any, State]] = (
@@ -74,7 +76,7 @@ class Model:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
-        self._memory = _Memory(spec, network, device)
+        self._memory = _Memory(spec, network, device, stack=spec.network.frame_stack if stacks_frames else 1)
         self.weights_version = 0
         self.weights_update = 0
 
@@ -134,8 +136,10 @@ class Model:
             previous = previous_action.unsqueeze(0), clipped.unsqueeze(0)
         inputs = NetworkInput(
             observation={
-                name: self._stacked(name, sent(leaf), batch, places).unsqueeze(0)
-                for name, leaf in staging.observation.items()
+                name: self._stacked(name, leaf.to(self._device, non_blocking=True), batch, places).unsqueeze(
+                    0
+                )
+                for name, leaf in staging.observation(batch.rows).items()
             },
             previous_action=previous[0],
             previous_reward=previous[1],
@@ -190,7 +194,6 @@ class Model:
 
         return ChunkStart(
             state=tuple(host(leaf) for leaf in state),
-            history={name: host(inputs.observation[name][0, :, :-1]) for name in self._memory.frames},
             previous_action=host(inputs.previous_action[0]),
             previous_reward=host(_zeroed(reward, inputs.is_first[0])),
         )
@@ -199,8 +202,7 @@ class Model:
 class _Memory:
     """Tensors [slots, …] that grow with the highest slot in use."""
 
-    def __init__(self, spec: RunSpec, network: Network, device: torch.device) -> None:
-        stack = spec.network.frame_stack
+    def __init__(self, spec: RunSpec, network: Network, device: torch.device, *, stack: int) -> None:
         self.slots = 0
         self.state: State = tuple(leaf.to(device)[:0] for leaf in network.initial_state(1))
         self.frames = {

@@ -17,7 +17,7 @@ class Run(NamedTuple):
 
 
 class Places:
-    """Reads and writes tensors [slots, …] for `slots` [n]; in runs of neighbouring slots, since those are fast."""
+    """Reads and writes tensors [slots, …] for `slots` [n], in runs of neighbours, since those are fast."""
 
     def __init__(self, slots: Slots, device: torch.device) -> None:
         breaks = ((slots[1:] - slots[:-1] != 1).nonzero()[0] + 1).tolist()
@@ -32,7 +32,7 @@ class Places:
     @property
     def end(self) -> int:
         """One more than the highest slot."""
-        return max(run.slots.stop for run in self.runs)
+        return max(int(run.slots.stop) for run in self.runs)
 
     def read(self, tensor: Tensor) -> Tensor:
         """[n, …], a view where all rows are neighbours."""

@@ -37,15 +37,24 @@ class Player(NamedTuple):
 class World:
     """Groups on one model, in batches that are made by hand."""
 
+    on_host = True  # groups stack frames, where the policy finds them; otherwise it stacks what it is sent
+
     def __init__(self, spec: RunSpec, *, max_batch_size: int = 8, slots: int = 64) -> None:
         self.spec = spec
         self.slots = SlotAllocator(slots)
         self.metrics = InferenceMetrics(CollectorRegistry())
-        self.model = Model(spec, build_network(spec), device=torch.device("cpu"), precision="float32", seed=0)
+        self.model = Model(
+            spec,
+            build_network(spec),
+            device=torch.device("cpu"),
+            precision="float32",
+            seed=0,
+            stacks_frames=not self.on_host,
+        )
         self.model.weights_version, self.model.weights_update = 7, 70
         self.dispatcher = Dispatcher(
             run=self._run,
-            pool=StagingPool(spec.environment, rows=max_batch_size, pinned=False),
+            pool=StagingPool(spec.environment, rows=max_batch_size, pinned=False, in_place=self.on_host),
             batcher=Batcher(max_batch_size=max_batch_size, max_batch_delay=10.0),
             metrics=self.metrics,
         )
@@ -59,7 +68,7 @@ class World:
         introduction = read_hello(actor.hello(run_id="r"), run_id="r")
         slots = self.slots.allocate(actor.rows)
         assert slots is not None
-        group = Group(introduction, spec=self.spec, slots=slots)
+        group = Group(introduction, spec=self.spec, slots=slots, stacks_frames=self.on_host)
         return Player(actor, group, [])
 
     def leave(self, player: Player) -> None:
@@ -84,6 +93,11 @@ class World:
         futures = [self.ask(player) for player in players]
         for player, future in zip(players, futures, strict=True):
             self.take(player, await asyncio.wait_for(future, 1))
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["host", "device"])
+def _where_the_policy_is(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "on_host", request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -37,12 +37,14 @@ class Asker:
 class Bench:
     """A dispatcher before a device that finishes when it is told to, and answers with what it was asked."""
 
+    in_place = True  # whether observations are left where they are
+
     def __init__(self, *, max_batch_delay: float = 3600.0) -> None:
         self.given: list[tuple[PackedBatch, asyncio.Future[Answers]]] = []
         self.metrics = InferenceMetrics(CollectorRegistry())
         self.dispatcher = Dispatcher(
             run=self._run,
-            pool=StagingPool(ENVIRONMENT, rows=4, pinned=False),
+            pool=StagingPool(ENVIRONMENT, rows=4, pinned=False, in_place=self.in_place),
             batcher=Batcher(max_batch_size=4, max_batch_delay=max_batch_delay),
             metrics=self.metrics,
         )
@@ -54,7 +56,7 @@ class Bench:
     def finish(self) -> None:
         """The device is done with the oldest batch it was given."""
         batch, future = self.given.pop(0)
-        asked = batch.staging.observation[LEAF][: batch.rows, 0].numpy().astype(np.int64)
+        asked = batch.staging.observation(batch.rows)[LEAF][:, 0].numpy().astype(np.int64)
         future.set_result(Answers(asked, np.zeros((batch.rows, 2)), None, 1, 1, 0.1))
 
     def _run(self, batch: PackedBatch) -> "asyncio.Future[Answers]":
@@ -65,6 +67,11 @@ class Bench:
     @property
     def running_rows(self) -> list[int]:
         return [batch.rows for batch, _ in self.given]
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["in place", "copied"])
+def _where_observations_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "in_place", request.param)
 
 
 async def test_requests_gather_while_the_device_is_busy() -> None:

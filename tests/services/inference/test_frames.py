@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.frames import FrameMemory
+from services.inference.places import Places
 from shared.networks.unroll import next_history, stack_frames
 
 
@@ -28,7 +29,7 @@ def test_stacks_equal_those_put_together_from_each_slots_history(by_index: bool,
         begun.update(slots.tolist())
         frames = torch.from_numpy(random.integers(1, 256, (len(slots), *shape)).astype(np.uint8))
 
-        stacks = memory.push(slots, frames, is_first=is_first)
+        stacks = memory.push(Places(slots, torch.device("cpu")), frames, is_first=is_first)
 
         first = torch.from_numpy(is_first).unsqueeze(1)
         expected = stack_frames(histories[slots], frames.unsqueeze(1), first)[0]
@@ -42,7 +43,7 @@ def test_frames_of_other_dtypes_keep_them(name: str) -> None:
     memory = FrameMemory((3,), frames.dtype, stack=2, device=torch.device("cpu"))
     memory.grow(2)
 
-    stacks = memory.push(np.arange(2), frames, is_first=np.ones(2, np.bool_))
+    stacks = memory.push(Places(np.arange(2), torch.device("cpu")), frames, is_first=np.ones(2, np.bool_))
 
     assert stacks.dtype == frames.dtype
     assert (
