@@ -37,7 +37,7 @@ SERVICE = "inference"
 _PAUSE = "pause"
 _LINGER_SECONDS = 3.0  # after `stop`, for actors that are just reconnecting to hear of it
 _SWITCH_SECONDS = (
-    0.0002  # Python's own 5 ms are longer than a batch: the model thread would wait for the loop's turn
+    0.001  # with Python's own 5 ms the model thread may wait longer for the loop than a batch takes
 )
 _SHARE_OF_GRACE = 0.5  # for publishing what is left; the rest is for closing connections
 

@@ -65,7 +65,7 @@ class Staging:
         """[rows, …] of each leaf, in host memory."""
         if not self._in_place:
             return {name: leaf[:rows] for name, leaf in self._observation.items()}
-        parts = [self._parts[offset] for offset in sorted(self._parts)]
+        parts = list(self._parts.values())  # in the order of their offsets, since batches are filled in order
         return {name: torch.from_numpy(_joined([part[name] for part in parts])) for name in parts[0]}
 
     def close_gap(self, offset: int, rows: int, *, end: int) -> None:

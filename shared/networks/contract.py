@@ -37,6 +37,7 @@ def check_network(
     with torch.no_grad():
         _check_initial_state(network, device)
         _check_output(network, inputs, agent)
+        _check_inputs_stay(network, inputs)
         _check_shapes(network, inputs, environment.num_actions)
         _check_time(network, inputs)
         _check_resets(network, inputs)
@@ -116,6 +117,18 @@ def _check_output(network: nn.Module, inputs: NetworkInput, agent: Agent) -> Non
     output, _ = network(inputs, _initial_state(network, _BATCH))
     wanted = OUTPUTS[agent]
     assert isinstance(output, wanted), f"agent {agent} needs {wanted.__name__}, not {type(output).__name__}"
+
+
+def _check_inputs_stay(network: nn.Module, inputs: NetworkInput) -> None:
+    state = _initial_state(network, _BATCH)
+    given = copy.deepcopy((*inputs, *state))
+    network(inputs, state)
+    names = (*NetworkInput._fields, *(f"state leaf {index}" for index in range(len(state))))
+    for name, before, after in zip(names, given, (*inputs, *state), strict=True):
+        leaves = before.items() if isinstance(before, dict) else [("", before)]
+        for leaf, value in leaves:
+            now = after[leaf] if leaf else after
+            assert torch.equal(value, now), f"forward changes its input {name} {leaf}".rstrip()
 
 
 def _check_time(network: nn.Module, inputs: NetworkInput) -> None:

@@ -61,7 +61,8 @@ class Network(nn.Module):
         """Unrolls `T` steps from `state` (before the first) and returns the state after the last.
 
         Where `inputs.is_first`, the state must be zeroed before it is used. Rows are independent, and an
-        unroll of T steps equals T unrolls of one step that pass the state on.
+        unroll of T steps equals T unrolls of one step that pass the state on. What is passed in is not to be
+        changed: it may be the very memory that a trajectory is published from.
         """
 
     if TYPE_CHECKING:

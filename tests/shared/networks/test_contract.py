@@ -124,6 +124,19 @@ class MixesRows(Model):
         return output._replace(baseline=output.baseline - output.baseline.mean(1, keepdim=True)), state
 
 
+class ChangesItsInput(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        inputs.observation["vector"].mul_(2)
+        return super().forward(inputs, state)
+
+
+class ChangesItsState(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, after = super().forward(inputs, state)
+        state[0].copy_(after[0])
+        return output, after
+
+
 class LooksAhead(Model):
     def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
         output, state = super().forward(inputs, state)
@@ -196,6 +209,8 @@ BROKEN = [
     (HalfPrecisionOutputs, "under bfloat16 autocast, policy_logits must be float32"),
     (BaselineWithAnAxisTooMany, "baseline must be"),
     (MixesRows, "row"),
+    (ChangesItsInput, "changes its input observation vector"),
+    (ChangesItsState, "changes its input state leaf 0"),
     (LooksAhead, "differs from a single step"),
     (ReturnsTheOldState, "single step"),
     (HidesWeights, "loaded from state_dict"),
