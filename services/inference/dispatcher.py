@@ -97,7 +97,7 @@ class Dispatcher:
         self._batcher.expect(asker)
 
     def ask(self, asker: Asker, step: StepArrays) -> "asyncio.Future[Answer]":
-        """The future of the answer; the step's read-only arrays are copied before this returns."""
+        """The future of the answer; the step is copied before this returns, save frames in place."""
         batch, entry = self._batcher.add(asker, asker.rows, self._loop.time())
         staging = self._staged.get(batch)
         if staging is None:

@@ -36,10 +36,10 @@ class Engine:
         dispatcher: Dispatcher,
         thread: ModelThread,
         *,
-        is_on_host: bool,
+        frames_in_place: bool,
     ) -> None:
         self.spec = spec
-        self.is_on_host = is_on_host  # the policy: it needs no copies of frames
+        self.frames_in_place = frames_in_place  # for a policy on the CPU groups stack their frames
         self.state_shapes = shapes
         self.dispatcher = dispatcher
         self.weights_version = 0  # 0: none yet
@@ -57,20 +57,20 @@ class Engine:
         CUDA graphs on another device.
         """
         device = resolve_device(config.device)
-        is_on_host = device.type == "cpu"
-        model, shapes = await thread.call(partial(_build, spec, config, device))
+        in_place = device.type == "cpu" and spec.network.frame_stack > 1
+        model, shapes = await thread.call(partial(_build, spec, config, device, in_place))
         dispatcher = Dispatcher(
             run=lambda batch: thread.call(partial(model.run, batch)),
             pool=StagingPool(
                 spec.environment,
                 rows=config.max_batch_size,
                 pinned=device.type == "cuda",
-                in_place=is_on_host,
+                in_place=in_place,
             ),
             batcher=Batcher(max_batch_size=config.max_batch_size, max_batch_delay=config.max_batch_delay),
             metrics=metrics,
         )
-        return Engine(spec, model, shapes, dispatcher, thread, is_on_host=is_on_host)
+        return Engine(spec, model, shapes, dispatcher, thread, frames_in_place=in_place)
 
     async def load(self, weights: Weights) -> None:
         """Swaps the weights between two batches. Raises RunError when they are not of this run's network."""
@@ -94,7 +94,9 @@ def state_shapes(network: Network) -> StateShapes:
     return [(tuple(leaf.shape[1:]), str(leaf.dtype).removeprefix("torch.")) for leaf in leaves]
 
 
-def _build(spec: RunSpec, config: InferenceConfig, device: torch.device) -> tuple[Model, StateShapes]:
+def _build(
+    spec: RunSpec, config: InferenceConfig, device: torch.device, frames_in_place: bool
+) -> tuple[Model, StateShapes]:
     network = build_network(spec)
     model = Model(
         spec,
@@ -103,6 +105,6 @@ def _build(spec: RunSpec, config: InferenceConfig, device: torch.device) -> tupl
         precision=config.precision,
         seed=config.seed,
         cuda_graphs=config.cuda_graphs,
-        stacks_frames=device.type != "cpu",
+        frames_in_place=frames_in_place,
     )
     return model, state_shapes(network)

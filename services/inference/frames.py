@@ -63,7 +63,8 @@ class FrameMemory:
         Returns:
             [n, S, …], oldest frame first; it may lie in memory that the next `push` changes.
         """
-        parts = [self._advanced(part) for run in places.runs for part in self._parts(run)]
+        parts = [part for run in places.runs for part in self._parts(run)]
+        parts = [self._advanced(part) for part in parts]
         for slots, rows, place in parts:
             firsts = is_first[rows]
             for row in firsts.nonzero()[0].tolist():

@@ -17,12 +17,12 @@ from shared.wire import shared_memory
 
 
 class Group:
-    """Takes `observe` and `act` in turn. An eval group's history is not kept."""
+    """Takes `observe` and `act` in turn. An eval group's history becomes no chunks."""
 
     def __init__(
-        self, introduction: Introduction, *, spec: RunSpec, slots: Slots, stacks_frames: bool = False
+        self, introduction: Introduction, *, spec: RunSpec, slots: Slots, frames_in_place: bool = False
     ) -> None:
-        """`stacks_frames`: steps go to the policy with stacks of frames instead of the newest ones."""
+        """`frames_in_place`: the policy gets stacks of frames, where they are, instead of the newest ones."""
         self.introduction = introduction
         self.slots = slots
         self.rows = introduction.group_size
@@ -35,10 +35,11 @@ class Group:
         self._reader = StepReader(introduction.environment, group_size=self.rows, shared=shared)
         self._episodes = EpisodeCounter(self.rows)
         self._weights_version = 0
-        self._stacks_frames = stacks_frames and spec.network.frame_stack > 1
+        self._frames_in_place = frames_in_place
         self._assembler: Assembler | None = None
+        self._observations: Observations | None = None
         if self.greedy:
-            self._observations = Observations(spec, self.rows)
+            self._observations = Observations(spec, self.rows) if frames_in_place else None
         else:
             origin = Origin(
                 run_id=introduction.run_id,
@@ -68,15 +69,15 @@ class Group:
     def observe(self, data: bytes) -> tuple[StepArrays, list[dict[str, Any]]]:
         """A Step as the policy needs it, and the episodes it ended. Raises Refusal.
 
-        Its arrays are views; those that are read-only are to be copied.
+        Its arrays are views, to be copied, save that frames in place stay good until the next step.
         """
         step = self._reader.read(data)
         self.steps += self.rows - int(np.count_nonzero(step.is_first))
         if self._assembler is not None:
             self._assembler.observe(step)
-        else:
+        elif self._observations is not None:
             self._observations.append(step.observation, step.is_first)
-        if self._stacks_frames:
+        if self._frames_in_place and self._observations is not None:
             step = step._replace(observation=self._observations.stacks())
         ended = self._episodes.observe(
             reward=step.reward,

@@ -46,7 +46,7 @@ class Answers(NamedTuple):
 
 
 class Model:
-    """A network with recurrent state, newest frames and previous action of every slot.
+    """A network with recurrent state and previous action of every slot, and newest frames if it stacks them.
 
     A slot's first step must be `is_first`; nothing is cleared when it gets a new owner.
     """
@@ -60,9 +60,9 @@ class Model:
         precision: Precision,
         seed: int | None,
         cuda_graphs: bool = False,
-        stacks_frames: bool = True,
+        frames_in_place: bool = False,
     ) -> None:
-        """`stacks_frames`: batches bring the newest frames only; otherwise stacks of them."""
+        """`frames_in_place`: batches bring stacks of frames; otherwise the newest ones, stacked here."""
         self._spec = spec
         self._network = network.to(device).eval()
         self._forward: Callable[[NetworkInput, State], tuple[Any, State]] = (
@@ -76,7 +76,9 @@ class Model:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
-        self._memory = _Memory(spec, network, device, stack=spec.network.frame_stack if stacks_frames else 1)
+        self._memory = _Memory(
+            spec, network, device, stack=1 if frames_in_place else spec.network.frame_stack
+        )
         self.weights_version = 0
         self.weights_update = 0
 
@@ -145,9 +147,7 @@ class Model:
             previous_reward=previous[1],
             is_first=is_first.unsqueeze(0),
         )
-        state = tuple(places.read(leaf) for leaf in self._memory.state)
-        if begins:
-            state = tuple(_zeroed(leaf, is_first) for leaf in state)
+        state = tuple(_zeroed(places.read(leaf), is_first) for leaf in self._memory.state)
         output, next_state = self._forward(inputs, state)
         if self._spec.agent == "r2d2":
             logits = output.q_values[0].float()

@@ -27,6 +27,9 @@ class Observations:
         self._spec = spec
         self._group_size = group_size
         self._before = spec.network.frame_stack - 1
+        self._hidden: list[
+            tuple[Array, Array]
+        ] = []  # frames in the chunk that are zero for now, and what they are
         self._begin()
         for leaf in self._leaves.values():
             leaf[:, : self._before] = 0
@@ -46,9 +49,10 @@ class Observations:
         return self.count == self._spec.unroll + 1
 
     def append(self, observation: Leaves, is_first: Array) -> None:
-        """Copies the newest observations [B, …]; where the chunk is full already it is dropped."""
+        """Copies the newest observations [B, …]; a chunk that is full by then is dropped."""
         if self.is_full:
             self.cut()
+        self._show()
         for name, leaf in observation.items():
             self._leaves[name][:, self._before + self.count] = leaf
         self.is_first[:, self.count] = is_first
@@ -57,20 +61,24 @@ class Observations:
     def stacks(self) -> Leaves:
         """[B, S, …] that end with the newest frames, zero before an episode's first one.
 
-        Views of what the chunk will hold, so they are not to be written to; copies where an episode has just
-        begun, for the frames before it belong to the chunk.
+        Views, good until the next `append` or `cut`, and not to be written to: until then the frames before
+        the episode are zero in the chunk, too.
         """
         newest = self.count - 1
-        stacks = {name: leaf[:, newest : newest + self._before + 1] for name, leaf in self._leaves.items()}
         start = max(1, newest - self._before + 1)  # what came before the chunk is zero where it has to be
         recent = self.is_first[:, start : newest + 1]
-        if not np.count_nonzero(recent):
-            return stacks
-        stacks = {name: leaf.copy() for name, leaf in stacks.items()}
-        for row, step in np.argwhere(recent).tolist():
-            for leaf in stacks.values():
-                leaf[row, : self._before - (newest - start - step)] = 0
-        return stacks
+        if not self._hidden and np.count_nonzero(recent):
+            for row, step in np.argwhere(recent).tolist():
+                for leaf in self._leaves.values():
+                    frames = leaf[row, newest : self._before + start + step]
+                    self._hidden.append((frames, frames.copy()))
+                    frames[...] = 0
+        return {name: leaf[:, newest : newest + self._before + 1] for name, leaf in self._leaves.items()}
+
+    def _show(self) -> None:
+        for frames, values in reversed(self._hidden):  # they may overlap
+            frames[...] = values
+        self._hidden.clear()
 
     def cut(self) -> Observed:
         """What a full chunk holds; its row T is row 0 of the next one, in memory of its own."""
@@ -79,6 +87,7 @@ class Observations:
         self._begin()
         for name, leaf in newest.items():
             self._leaves[name][:, : before + 1] = leaf
+        self._show()
         self.is_first[:, 0] = is_first[:, -1]
         self.count = 1
         return Observed(

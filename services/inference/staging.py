@@ -1,4 +1,4 @@
-"""Host memory in which requests are packed into a batch, so that one copy per leaf goes to the device."""
+"""Requests packed into a batch in host memory, so that one copy per leaf goes to the device."""
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ def torch_dtype(name: str) -> torch.dtype:
 class Staging:
     """Arrays [rows, …] and the tensors that share their memory; pinned for a CUDA device.
 
-    `in_place`: for a policy on the CPU, observations stay where they are until they are asked for, unless
-    they are read-only, which says that their memory is a message's or the actor's.
+    `in_place`: observations are not copied but stay in the groups' memory until they are answered.
     """
 
     def __init__(
@@ -44,15 +43,13 @@ class Staging:
             else {leaf.name: tensor(leaf.shape, leaf.dtype) for leaf in environment.observation}
         )
         self._leaves = {name: leaf.numpy() for name, leaf in self._observation.items()}
-        self._parts: dict[int, Leaves] = {}  # by offset, of the groups where observations stay in place
+        self._parts: dict[int, Leaves] = {}  # by offset, of the groups' own
 
     def place(self, offset: int, step: StepArrays, *, slots: Slots, greedy: bool, epsilon: Array) -> None:
-        """Copies a group's Step to the rows from `offset`; `epsilon`: [B]."""
+        """Takes in a group's Step for the rows from `offset`; `epsilon`: [B]."""
         rows = slice(offset, offset + len(slots))
         if self._in_place:
-            self._parts[offset] = {
-                name: leaf if leaf.flags.writeable else leaf.copy() for name, leaf in step.observation.items()
-            }
+            self._parts[offset] = step.observation
         for name, array in self._leaves.items():
             array[rows] = step.observation[name]
         self._reward[rows] = step.reward

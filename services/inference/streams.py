@@ -146,7 +146,7 @@ class Streams:
         self.check(introduction)
         slots = self._slots.allocate(introduction.group_size)
         assert slots is not None, "checked"
-        group = Group(introduction, spec=engine.spec, slots=slots, stacks_frames=engine.is_on_host)
+        group = Group(introduction, spec=engine.spec, slots=slots, frames_in_place=engine.frames_in_place)
         stream = Stream(
             group,
             engine.spec,

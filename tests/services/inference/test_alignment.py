@@ -41,6 +41,7 @@ class World:
 
     def __init__(self, spec: RunSpec, *, max_batch_size: int = 8, slots: int = 64) -> None:
         self.spec = spec
+        self.frames_in_place = self.on_host and spec.network.frame_stack > 1
         self.slots = SlotAllocator(slots)
         self.metrics = InferenceMetrics(CollectorRegistry())
         self.model = Model(
@@ -49,12 +50,14 @@ class World:
             device=torch.device("cpu"),
             precision="float32",
             seed=0,
-            stacks_frames=not self.on_host,
+            frames_in_place=self.frames_in_place,
         )
         self.model.weights_version, self.model.weights_update = 7, 70
         self.dispatcher = Dispatcher(
             run=self._run,
-            pool=StagingPool(spec.environment, rows=max_batch_size, pinned=False, in_place=self.on_host),
+            pool=StagingPool(
+                spec.environment, rows=max_batch_size, pinned=False, in_place=self.frames_in_place
+            ),
             batcher=Batcher(max_batch_size=max_batch_size, max_batch_delay=10.0),
             metrics=self.metrics,
         )
@@ -68,7 +71,7 @@ class World:
         introduction = read_hello(actor.hello(run_id="r"), run_id="r")
         slots = self.slots.allocate(actor.rows)
         assert slots is not None
-        group = Group(introduction, spec=self.spec, slots=slots, stacks_frames=self.on_host)
+        group = Group(introduction, spec=self.spec, slots=slots, frames_in_place=self.frames_in_place)
         return Player(actor, group, [])
 
     def leave(self, player: Player) -> None:

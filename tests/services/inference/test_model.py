@@ -3,13 +3,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.inference.assembler import StepArrays
 from services.inference.model import Model, PackedBatch
 from services.inference.staging import Staging
 from shared.errors import RunError
 from shared.networks.build import build_network
+from shared.networks.interface import NetworkInput, NetworkOutput, State
 from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 
 ACTIONS = 3
@@ -217,3 +218,32 @@ def test_q_values_are_float32_in_bfloat16_too_and_those_of_the_network(make: Mak
     assert answers.logits.dtype == np.float32
     np.testing.assert_allclose(answers.logits, expected, rtol=0.1, atol=2e-3)
     assert answers.logits.shape == (2, ACTIONS)
+
+
+class Delay(nn.Module):
+    """Tells the reward of two steps ago, by passing it through two leaves of the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def initial_state(self, batch_size: int) -> State:
+        return torch.zeros(batch_size, 1), torch.zeros(batch_size, 1)
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        newest = inputs.previous_reward[0].unsqueeze(1)
+        logits = state[1].expand(-1, ACTIONS).unsqueeze(0)
+        return NetworkOutput(logits, inputs.previous_reward), (newest, state[0])
+
+
+@pytest.mark.parametrize("slots", [[0, 1, 2], [2, 0, 1]])
+def test_a_network_may_return_parts_of_the_state_that_it_was_given(slots: list[int]) -> None:
+    spec = make_spec()
+    model = Model(spec, Delay(), device=torch.device("cpu"), precision="float32", seed=0)  # type: ignore[arg-type]
+    answers = []
+    for step in range(6):
+        stepped = batch(spec, 3, first=step == 0, slots=slots)
+        stepped.staging.reward[:] = step
+        answers.append(model.run(stepped))
+    model.close()
+    assert [answer.logits[0, 0] for answer in answers] == [0, 0, 0, 1, 2, 3]
