@@ -187,7 +187,7 @@ class AgentSettings(Group):
     dueling_size: int = Field(0, ge=0)
     """Units of the hidden layer in each of R2D2's two heads, V and A; 0: straight linear."""
     frame_stack: int = Field(1, ge=1, le=64)
-    """Newest frames the policy sees at once; stacked on the device, actors send single frames."""
+    """Newest frames the policy sees at once; inference stacks them, actors send single frames."""
     unroll: int = Field(20, ge=1)
     """Steps of a trajectory chunk (T)."""
     reward_clip: float = Field(0.0, ge=0)
