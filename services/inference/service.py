@@ -36,9 +36,8 @@ SERVICE = "inference"
 
 _PAUSE = "pause"
 _LINGER_SECONDS = 3.0  # after `stop`, for actors that are just reconnecting to hear of it
-_SWITCH_SECONDS = (
-    0.001  # with Python's own 5 ms the model thread may wait longer for the loop than a batch takes
-)
+# With Python's own 5 ms the model thread may wait longer for the loop than a batch takes.
+_SWITCH_SECONDS = 0.001
 _SHARE_OF_GRACE = 0.5  # for publishing what is left; the rest is for closing connections
 
 log = get_logger(__name__)

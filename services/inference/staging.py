@@ -67,7 +67,8 @@ class Staging:
 
     def close_gap(self, offset: int, rows: int, *, end: int) -> None:
         """Moves the rows from `offset + rows` to `end` up to `offset`."""
-        for array in (*self._all(), self._epsilon):
+        small = (self._reward, self.is_first_array, self.greedy_array, self._epsilon, self.slots_array)
+        for array in (*self._leaves.values(), *small):
             array[offset : end - rows] = array[offset + rows : end]
         self._parts.pop(offset, None)
         self._parts = {each - rows if each > offset else each: part for each, part in self._parts.items()}
@@ -75,15 +76,6 @@ class Staging:
     def clear(self) -> None:
         """Lets go of the groups' memory."""
         self._parts.clear()
-
-    def _all(self) -> list[Array]:
-        return [
-            *self._leaves.values(),
-            self._reward,
-            self.is_first_array,
-            self.greedy_array,
-            self.slots_array,
-        ]
 
 
 def _joined(parts: list[Array]) -> Array:
