@@ -60,7 +60,7 @@ class Engine:
         in_place = device.type == "cpu" and spec.network.frame_stack > 1
         model, shapes = await thread.call(partial(_build, spec, config, device, in_place))
         dispatcher = Dispatcher(
-            run=lambda batch: thread.call(partial(model.run, batch)),
+            run=lambda batch: thread.call(partial(model.run, batch), is_quick=model.is_quick),
             pool=StagingPool(
                 spec.environment,
                 rows=config.max_batch_size,

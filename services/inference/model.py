@@ -1,6 +1,6 @@
 """The policy on the device, and what it remembers of every environment, by slot.
 
-Runs in the model thread. Knows neither streams nor chunks.
+Runs in the model thread, or where it is quick on the event loop. Knows neither streams nor chunks.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +15,11 @@ from services.inference.assembler import ChunkStart
 from services.inference.frames import FrameMemory
 from services.inference.graphs import GraphedNetwork
 from services.inference.places import Places
+from services.inference.quickness import Quickness
 from services.inference.staging import Staging, torch_dtype
 from shared.errors import RunError
 from shared.networks.interface import Network, NetworkInput, State
-from shared.networks.precision import Precision, autocast
+from shared.networks.precision import Precision, autocast, is_cast
 from shared.networks.unroll import clip_rewards, previous_inputs
 from shared.specs import RunSpec
 from shared.types import Array
@@ -70,7 +71,9 @@ class Model:
         )
         self._device = device
         self._autocast = autocast(precision, device, network)
+        self._casts = is_cast(precision, device, network)
         self._is_casting = False
+        self._quickness = Quickness()
         self._generator = torch.Generator(device)
         if seed is None:
             self._generator.seed()
@@ -81,6 +84,11 @@ class Model:
         )
         self.weights_version = 0
         self.weights_update = 0
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether any thread may `run` it, and it takes less time than handing it to one."""
+        return self._quickness.is_quick and self._device.type == "cpu" and not self._casts
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Raises RunError when `weights` are not this network's. Safe in any thread."""
@@ -99,14 +107,15 @@ class Model:
 
     def run(self, batch: PackedBatch) -> Answers:
         """One step of every row in the batch."""
-        if not self._is_casting:
-            # Held until the weights change, so that their bfloat16 copies are not made for each batch.
+        if self._casts and not self._is_casting:
+            # Held by this thread until the weights change, so that their bfloat16 copies are not made for each batch.
             self._autocast.__enter__()  # type: ignore[no-untyped-call]
             self._is_casting = True
         started = perf_counter()
         with torch.no_grad():  # in inference mode autocast would copy the weights each time
             action, logits, start = self._run(batch)
         seconds = perf_counter() - started
+        self._quickness.took(seconds)
         return Answers(action, logits, start, self.weights_version, self.weights_update, seconds)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The one thread that runs the device; the event loop hands it jobs and never waits for them."""
+"""The one thread that runs the device; the event loop hands it jobs, save those that are not worth it."""
 
 import asyncio
 import queue
@@ -16,6 +16,9 @@ _BEAT_SECONDS = 1.0
 class ModelThread:
     """Runs jobs one after another, in the order in which they were given.
 
+    A job that is quick is done by the event loop itself when nothing is before it, which spares waking the
+    thread and taking turns with it. Never are two jobs done at once.
+
     The queue is bounded by its users: the dispatcher has two batches in it at most, the weights one job.
     `beat` is called between jobs and once a second while there are none, so a job that hangs shows.
     """
@@ -25,6 +28,7 @@ class ModelThread:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._loop: asyncio.AbstractEventLoop
+        self._given = self._done = 0  # jobs; the former is the loop's to write, the latter the thread's
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -36,14 +40,22 @@ class ModelThread:
     ) -> None:
         """Waits for the jobs that were given."""
         done = self._loop.create_future()
+        self._given += 1
         self._jobs.put((lambda: None, done))
         self._jobs.put(None)
         await asyncio.shield(done)
 
-    def call(self, job: Callable[[], T]) -> asyncio.Future[T]:
+    def call(self, job: Callable[[], T], *, is_quick: bool = False) -> asyncio.Future[T]:
         """The future of `job`'s result. Cancelling it does not stop a job that runs."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put((job, future))
+        if is_quick and self._given == self._done:
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+        else:
+            self._given += 1
+            self._jobs.put((job, future))
         return future
 
     def _work(self) -> None:
@@ -55,17 +67,19 @@ class ModelThread:
                 continue
             if item is None:
                 return
-            job, future = item
-            if future.cancelled():
-                continue
-            try:
-                result = job()
-            except BaseException as error:
-                self._loop.call_soon_threadsafe(_fail, future, error)
-            else:
-                self._loop.call_soon_threadsafe(_resolve, future, result)
-                del result
-            del item, job, future
+            self._do(*item)
+            del item
+            self._done += 1
+
+    def _do(self, job: Callable[[], T], future: asyncio.Future[T]) -> None:
+        if future.cancelled():
+            return
+        try:
+            result = job()
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(_fail, future, error)
+        else:
+            self._loop.call_soon_threadsafe(_resolve, future, result)
 
 
 def _resolve(future: asyncio.Future[T], result: T) -> None:

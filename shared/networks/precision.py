@@ -34,14 +34,21 @@ def resolve_device(name: str) -> torch.device:
 def autocast(precision: Precision, device: torch.device, network: nn.Module) -> torch.autocast:
     """The context in which `network` computes; it can be entered again and again, by one thread.
 
-    `auto` is bfloat16 for networks with convolutions where the device has the instructions, else float32;
-    logits and baseline are float32 in any case. While the context is held, bfloat16 copies of the weights are
-    kept: leave it before the weights change.
+    While it is held, bfloat16 copies of the weights are kept: leave it before the weights change. It does
+    nothing unless the network `is_cast`.
     """
-    wanted = precision == "bfloat16" or (
-        precision == "auto" and has_convolutions(network) and has_bfloat16(device)
-    )
+    wanted = is_cast(precision, device, network)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+def is_cast(precision: Precision, device: torch.device, network: nn.Module) -> bool:
+    """Whether `network` computes in bfloat16; logits and baseline are float32 in any case.
+
+    With `auto` networks with convolutions do where the device has the instructions.
+    """
+    if precision == "auto":
+        return has_convolutions(network) and has_bfloat16(device)
+    return precision == "bfloat16"
 
 
 def has_convolutions(network: nn.Module) -> bool:
