@@ -108,7 +108,7 @@ class Model:
     def run(self, batch: PackedBatch) -> Answers:
         """One step of every row in the batch."""
         if self._casts and not self._is_casting:
-            # Held by this thread until the weights change, so that their bfloat16 copies are not made for each batch.
+            # Held by this thread until the weights change, so that they are not copied for each batch.
             self._autocast.__enter__()  # type: ignore[no-untyped-call]
             self._is_casting = True
         started = perf_counter()

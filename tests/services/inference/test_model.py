@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -247,3 +248,27 @@ def test_a_network_may_return_parts_of_the_state_that_it_was_given(slots: list[i
         answers.append(model.run(stepped))
     model.close()
     assert [answer.logits[0, 0] for answer in answers] == [0, 0, 0, 1, 2, 3]
+
+
+class Sleeper(Delay):
+    """Waits longer than a change of threads takes, without computing anything."""
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        time.sleep(0.001)
+        return super().forward(inputs, state)
+
+
+def test_only_what_answers_at_once_in_float32_may_run_anywhere(make: Make) -> None:
+    def is_quick(model: Model, *, tries: int) -> bool:
+        for step in range(tries):
+            model.run(batch(spec, 3, first=step == 0))
+            if model.is_quick:
+                return True
+        return False
+
+    spec = make_spec()
+    assert is_quick(make(spec), tries=10_000)
+    sleeper = Model(spec, Sleeper(), device=torch.device("cpu"), precision="float32", seed=0)  # type: ignore[arg-type]
+    assert not is_quick(sleeper, tries=100)
+    # Its copies of the weights belong to the thread that made them.
+    assert not is_quick(make(spec, precision="bfloat16"), tries=100)

@@ -4,6 +4,7 @@ import threading
 import pytest
 
 from services.inference.model_thread import ModelThread
+from tests.support.waiting import eventually
 
 
 def nothing() -> None:
@@ -58,3 +59,29 @@ async def test_it_beats_also_while_there_is_nothing_to_do() -> None:
         async with asyncio.timeout(10):
             for _ in range(3):
                 await beats.get()
+
+
+async def test_a_quick_job_is_done_here_unless_the_thread_has_something_to_do() -> None:
+    go_on = threading.Event()
+
+    def name() -> str:
+        return threading.current_thread().name
+
+    async with ModelThread(beat=nothing) as thread:
+        here = thread.call(name, is_quick=True)
+        assert here.done()
+        assert await here == threading.current_thread().name
+        long = thread.call(lambda: go_on.wait(5))
+        behind = thread.call(name, is_quick=True)
+        assert not behind.done()
+        go_on.set()
+        assert await long
+        assert await behind == "model"
+        await eventually(lambda: thread.call(name, is_quick=True).done())
+
+
+async def test_an_error_of_a_quick_job_is_the_callers() -> None:
+    async with ModelThread(beat=nothing) as thread:
+        with pytest.raises(ZeroDivisionError):
+            await thread.call(lambda: 1 // 0, is_quick=True)
+        assert await thread.call(lambda: 1, is_quick=True) == 1
