@@ -46,7 +46,7 @@ class InferenceMetrics:
             "batch_wait_seconds", "How long a batch's oldest request waited before it left.", _SECONDS
         )
         self.inference = histogram(
-            "batch_seconds", "How long a batch took on the model thread, copies included.", _SECONDS
+            "batch_seconds", "How long the model took for a batch, copies included.", _SECONDS
         )
         steps = counter("steps_total", "Environment steps; reset steps are none.", "role")
         episodes = counter("episodes_total", "Finished episodes.", "role")
