@@ -4,6 +4,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -39,9 +40,7 @@ class ModelThread:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Waits for the jobs that were given."""
-        done = self._loop.create_future()
-        self._given += 1
-        self._jobs.put((lambda: None, done))
+        done = self.call(lambda: None)
         self._jobs.put(None)
         await asyncio.shield(done)
 
@@ -69,17 +68,17 @@ class ModelThread:
                 return
             self._do(*item)
             del item
-            self._done += 1
 
     def _do(self, job: Callable[[], T], future: asyncio.Future[T]) -> None:
-        if future.cancelled():
-            return
-        try:
-            result = job()
-        except BaseException as error:
-            self._loop.call_soon_threadsafe(_fail, future, error)
-        else:
-            self._loop.call_soon_threadsafe(_resolve, future, result)
+        tell: Callable[[], None] | None = None
+        if not future.cancelled():
+            try:
+                tell = partial(_resolve, future, job())
+            except BaseException as error:
+                tell = partial(_fail, future, error)
+        self._done += 1  # before anybody hears of it
+        if tell is not None:
+            self._loop.call_soon_threadsafe(tell)
 
 
 def _resolve(future: asyncio.Future[T], result: T) -> None:

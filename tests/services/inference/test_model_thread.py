@@ -4,7 +4,6 @@ import threading
 import pytest
 
 from services.inference.model_thread import ModelThread
-from tests.support.waiting import eventually
 
 
 def nothing() -> None:
@@ -77,7 +76,7 @@ async def test_a_quick_job_is_done_here_unless_the_thread_has_something_to_do() 
         go_on.set()
         assert await long
         assert await behind == "model"
-        await eventually(lambda: thread.call(name, is_quick=True).done())
+        assert thread.call(name, is_quick=True).done()
 
 
 async def test_an_error_of_a_quick_job_is_the_callers() -> None:
