@@ -1,4 +1,4 @@
-"""Brings requests to the model thread in batches and the answers back; lives on the event loop."""
+"""Brings requests to the model in batches and the answers back; lives on the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from services.inference.slots import Slots
 from services.inference.staging import Staging, StagingPool
 from shared.types import Array
 
-_MOST_RUNNING = 2  # batches given to the model thread: one that runs and a full one behind it
+_MOST_RUNNING = 2  # batches given to the model: one that runs and a full one behind it
 
 
 class Asker(Protocol):

@@ -1,4 +1,4 @@
-"""A run's network on the model thread, and the batching in front of it."""
+"""A run's network, and the batching in front of it."""
 
 from functools import partial
 

@@ -4,7 +4,7 @@ Runs in the model thread, or where it is quick on the event loop. Knows neither 
 """
 
 from collections.abc import Callable, Mapping
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from services.inference.quickness import Quickness
 from services.inference.staging import Staging, torch_dtype
 from shared.errors import RunError
 from shared.networks.interface import Network, NetworkInput, State
-from shared.networks.precision import Precision, autocast, is_cast
+from shared.networks.precision import Precision, autocast, uses_bfloat16
 from shared.networks.unroll import clip_rewards, previous_inputs
 from shared.specs import RunSpec
 from shared.types import Array
@@ -71,8 +71,8 @@ class Model:
         )
         self._device = device
         self._autocast = autocast(precision, device, network)
-        self._casts = is_cast(precision, device, network)
-        self._is_casting = False
+        self._in_bfloat16 = uses_bfloat16(precision, device, network)
+        self._is_autocast_held = False
         self._quickness = Quickness()
         self._generator = torch.Generator(device)
         if seed is None:
@@ -87,8 +87,8 @@ class Model:
 
     @property
     def is_quick(self) -> bool:
-        """Whether any thread may `run` it, and it takes less time than handing it to one."""
-        return self._quickness.is_quick and self._device.type == "cpu" and not self._casts
+        """Whether any thread may `run` it, and one of its own is not worth it."""
+        return self._quickness.is_quick and self._device.type == "cpu" and not self._in_bfloat16
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Raises RunError when `weights` are not this network's. Safe in any thread."""
@@ -107,22 +107,22 @@ class Model:
 
     def run(self, batch: PackedBatch) -> Answers:
         """One step of every row in the batch."""
-        if self._casts and not self._is_casting:
+        if self._in_bfloat16 and not self._is_autocast_held:
             # Held by this thread until the weights change, so that they are not copied for each batch.
             self._autocast.__enter__()  # type: ignore[no-untyped-call]
-            self._is_casting = True
-        started = perf_counter()
+            self._is_autocast_held = True
+        started, cpu_started = perf_counter(), thread_time()
         with torch.no_grad():  # in inference mode autocast would copy the weights each time
             action, logits, start = self._run(batch)
         seconds = perf_counter() - started
-        self._quickness.took(seconds)
+        self._quickness.took(seconds=seconds, cpu_seconds=thread_time() - cpu_started)
         return Answers(action, logits, start, self.weights_version, self.weights_update, seconds)
 
     def close(self) -> None:
         """Leaves what `run` entered in its thread; to be called there."""
-        if self._is_casting:
+        if self._is_autocast_held:
             self._autocast.__exit__(None, None, None)
-            self._is_casting = False
+            self._is_autocast_held = False
 
     def _run(self, batch: PackedBatch) -> tuple[Array, Array, ChunkStart | None]:
         staging, rows = batch.staging, slice(0, batch.rows)

@@ -18,7 +18,7 @@ class ModelThread:
     """Runs jobs one after another, in the order in which they were given.
 
     A job that is quick is done by the event loop itself when nothing is before it, which spares waking the
-    thread and taking turns with it. Never are two jobs done at once.
+    thread and taking turns with it. Two jobs are never done at once.
 
     The queue is bounded by its users: the dispatcher has two batches in it at most, the weights one job.
     `beat` is called between jobs and once a second while there are none, so a job that hangs shows.
@@ -45,13 +45,13 @@ class ModelThread:
         await asyncio.shield(done)
 
     def call(self, job: Callable[[], T], *, is_quick: bool = False) -> asyncio.Future[T]:
-        """The future of `job`'s result. Cancelling it does not stop a job that runs."""
+        """The future of `job`'s result. Cancelling it does not stop a job that runs.
+
+        One that `is_quick` may be done before this returns.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
         if is_quick and self._given == self._done:
-            try:
-                future.set_result(job())
-            except Exception as error:
-                future.set_exception(error)
+            _outcome(job, future)()
         else:
             self._given += 1
             self._jobs.put((job, future))
@@ -70,15 +70,21 @@ class ModelThread:
             del item
 
     def _do(self, job: Callable[[], T], future: asyncio.Future[T]) -> None:
-        tell: Callable[[], None] | None = None
-        if not future.cancelled():
-            try:
-                tell = partial(_resolve, future, job())
-            except BaseException as error:
-                tell = partial(_fail, future, error)
+        tell = None if future.cancelled() else _outcome(job, future)
         self._done += 1  # before anybody hears of it
         if tell is not None:
             self._loop.call_soon_threadsafe(tell)
+
+
+def _outcome(job: Callable[[], T], future: asyncio.Future[T]) -> Callable[[], None]:
+    """Does `job`; what it returns tells `future`, on the loop."""
+    try:
+        result = job()
+    except StopIteration as error:  # no future takes it
+        return partial(_fail, future, RuntimeError(f"a job raised {error!r}"))
+    except BaseException as error:
+        return partial(_fail, future, error)
+    return partial(_resolve, future, result)
 
 
 def _resolve(future: asyncio.Future[T], result: T) -> None:

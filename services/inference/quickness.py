@@ -1,22 +1,22 @@
-"""Whether something takes less time than handing it to another thread would."""
+"""Whether a policy is too quick to be worth a thread of its own."""
 
-_QUICK_SECONDS = 0.0005
+_QUICK_SECONDS = 0.0003  # of CPU time; to change threads and back takes half of it, from every batch
+_LONG_SECONDS = 0.001  # from begin to end, whoever used the CPU meanwhile
 _ENOUGH = 32
-_SLOW = 2  # quick ones that one slow one outweighs: a thread may have to wait for the interpreter
 
 
 class Quickness:
-    """Yes after enough quick ones, until slow ones have outweighed them."""
+    """Yes after enough quick batches, until slow ones outweigh them: the longer, the sooner."""
 
     def __init__(self) -> None:
         self._votes = 0
         self.is_quick = False
 
-    def took(self, seconds: float) -> None:
-        """It was done once more."""
-        if seconds < _QUICK_SECONDS:
+    def took(self, *, seconds: float, cpu_seconds: float) -> None:
+        """Another batch was computed; the latter are those of the thread that computed it."""
+        if cpu_seconds < _QUICK_SECONDS and seconds < _LONG_SECONDS:
             self._votes = min(self._votes + 1, _ENOUGH)
         else:
-            self._votes = max(self._votes - _SLOW, 0)
+            self._votes = max(self._votes - 1 - int(seconds / _LONG_SECONDS), 0)
         if self._votes in (0, _ENOUGH):
             self.is_quick = self._votes == _ENOUGH

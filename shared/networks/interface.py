@@ -62,7 +62,8 @@ class Network(nn.Module):
 
         Where `inputs.is_first`, the state must be zeroed before it is used. Rows are independent, and an
         unroll of T steps equals T unrolls of one step that pass the state on. What is passed in is not to be
-        changed: it may be the very memory that a trajectory is published from.
+        changed: it may be the very memory that a trajectory is published from. One thread at a time calls
+        it, not always the same.
         """
 
     if TYPE_CHECKING:

@@ -34,14 +34,14 @@ def resolve_device(name: str) -> torch.device:
 def autocast(precision: Precision, device: torch.device, network: nn.Module) -> torch.autocast:
     """The context in which `network` computes; it can be entered again and again, by one thread.
 
-    While it is held, bfloat16 copies of the weights are kept: leave it before the weights change. It does
-    nothing unless the network `is_cast`.
+    It is off unless the network `uses_bfloat16`. While it is held, copies of the weights are kept: leave it
+    before they change.
     """
-    wanted = is_cast(precision, device, network)
+    wanted = uses_bfloat16(precision, device, network)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
 
 
-def is_cast(precision: Precision, device: torch.device, network: nn.Module) -> bool:
+def uses_bfloat16(precision: Precision, device: torch.device, network: nn.Module) -> bool:
     """Whether `network` computes in bfloat16; logits and baseline are float32 in any case.
 
     With `auto` networks with convolutions do where the device has the instructions.

@@ -6,32 +6,14 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.inference.assembler import StepArrays
 from services.inference.batcher import Batcher
 from services.inference.dispatcher import Answer, Dispatcher
 from services.inference.metrics import InferenceMetrics
 from services.inference.model import Answers, PackedBatch
 from services.inference.staging import StagingPool
+from tests.support.asker import Asker
 from tests.support.counting_group import ENVIRONMENT, LEAF
 from tests.support.waiting import eventually
-
-
-class Asker:
-    """A group that asks with its own number in every observation."""
-
-    greedy = False
-    wants_start = False
-
-    def __init__(self, number: int, rows: int) -> None:
-        self.number = number
-        self.rows = rows
-        self.slots = np.arange(rows) + 100 * number
-        self.epsilon = np.zeros(rows, np.float32)
-
-    def step(self) -> StepArrays:
-        nothing = np.zeros(self.rows, np.bool_)
-        observation = {LEAF: np.full((self.rows, 3), self.number, np.float32)}
-        return StepArrays(observation, np.zeros(self.rows, np.float32), nothing, nothing, nothing)
 
 
 class Bench:

@@ -25,11 +25,15 @@ async def test_jobs_run_in_order_in_one_thread() -> None:
     assert set(names) == {"model"}
 
 
-async def test_an_error_is_the_callers() -> None:
+@pytest.mark.parametrize("is_quick", [False, True])
+async def test_an_error_is_the_callers(is_quick: bool) -> None:
     async with ModelThread(beat=nothing) as thread:
         with pytest.raises(ZeroDivisionError):
-            await thread.call(lambda: 1 // 0)
-        assert await thread.call(lambda: 1) == 1
+            await thread.call(lambda: 1 // 0, is_quick=is_quick)
+        with pytest.raises(RuntimeError, match="a job raised StopIteration"):  # which no future takes
+            await thread.call(lambda: next(iter(())), is_quick=is_quick)
+        assert await thread.call(lambda: 1, is_quick=is_quick) == 1
+        assert thread.call(lambda: None, is_quick=True).done()
 
 
 async def test_a_cancelled_job_is_not_begun_and_one_that_runs_is_waited_for() -> None:
@@ -48,6 +52,8 @@ async def test_a_cancelled_job_is_not_begun_and_one_that_runs_is_waited_for() ->
         first.cancel()
         second.cancel()
         go_on.set()
+        await thread.call(lambda: None)
+        assert thread.call(lambda: None, is_quick=True).done(), "those count as done, too"
     assert done == ["long"]
 
 
@@ -77,10 +83,3 @@ async def test_a_quick_job_is_done_here_unless_the_thread_has_something_to_do() 
         assert await long
         assert await behind == "model"
         assert thread.call(name, is_quick=True).done()
-
-
-async def test_an_error_of_a_quick_job_is_the_callers() -> None:
-    async with ModelThread(beat=nothing) as thread:
-        with pytest.raises(ZeroDivisionError):
-            await thread.call(lambda: 1 // 0, is_quick=True)
-        assert await thread.call(lambda: 1, is_quick=True) == 1

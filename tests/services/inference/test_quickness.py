@@ -1,28 +1,43 @@
 from services.inference.quickness import Quickness
 
-QUICK, SLOW = 0.0001, 0.01
+
+def quick(quickness: Quickness) -> None:
+    quickness.took(seconds=0.0009, cpu_seconds=0.0002)  # it waited for the interpreter
 
 
-def test_it_takes_many_quick_ones_and_slow_ones_outweigh_them() -> None:
+def test_it_takes_many_quick_batches_and_slow_ones_outweigh_them() -> None:
     quickness = Quickness()
-    assert not quickness.is_quick
-    for _ in range(31):
-        quickness.took(QUICK)
-    assert not quickness.is_quick
-    quickness.took(QUICK)
+    for _ in range(32):
+        assert not quickness.is_quick
+        quick(quickness)
     assert quickness.is_quick
-    quickness.took(SLOW)
-    assert quickness.is_quick, "one slow one may have waited for the interpreter"
-    for _ in range(15):
-        quickness.took(SLOW)
+    for _ in range(32):
+        assert quickness.is_quick, "single ones may be slow by chance"
+        quickness.took(seconds=0.0005, cpu_seconds=0.0005)
     assert not quickness.is_quick
-    quickness.took(QUICK)
+    quick(quickness)
     assert not quickness.is_quick
 
 
-def test_half_of_them_slow_is_too_many() -> None:
+def test_a_long_batch_ends_it_at_once() -> None:
     quickness = Quickness()
-    for _ in range(1000):
-        quickness.took(QUICK)
-        quickness.took(SLOW)
+    for _ in range(32):
+        quick(quickness)
+    quickness.took(seconds=0.04, cpu_seconds=0.04)
+    assert not quickness.is_quick
+
+
+def test_long_batches_among_quick_ones_are_too_many() -> None:
+    quickness = Quickness()
+    for _ in range(100):
+        for _ in range(9):
+            quick(quickness)
+        quickness.took(seconds=0.01, cpu_seconds=0.01)
+        assert not quickness.is_quick
+
+
+def test_what_waits_without_computing_is_not_quick() -> None:
+    quickness = Quickness()
+    for _ in range(100):
+        quickness.took(seconds=0.002, cpu_seconds=0.0)
         assert not quickness.is_quick
