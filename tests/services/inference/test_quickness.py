@@ -1,3 +1,5 @@
+import pytest
+
 from services.inference.quickness import Quickness
 
 
@@ -27,17 +29,17 @@ def test_a_long_batch_ends_it_at_once() -> None:
     assert not quickness.is_quick
 
 
-def test_long_batches_among_quick_ones_are_too_many() -> None:
+@pytest.mark.parametrize(
+    ("between", "seconds", "cpu_seconds"),
+    [
+        pytest.param(4, 0.01, 0.01, id="long ones among quick ones"),
+        pytest.param(0, 0.004, 0.0, id="waiting without computing"),
+    ],
+)
+def test_what_holds_up_too_often_is_not_quick(between: int, seconds: float, cpu_seconds: float) -> None:
     quickness = Quickness()
     for _ in range(100):
-        for _ in range(4):
+        for _ in range(between):
             quick(quickness)
-        quickness.took(seconds=0.01, cpu_seconds=0.01)
-        assert not quickness.is_quick
-
-
-def test_what_waits_without_computing_is_not_quick() -> None:
-    quickness = Quickness()
-    for _ in range(100):
-        quickness.took(seconds=0.004, cpu_seconds=0.0)
+        quickness.took(seconds=seconds, cpu_seconds=cpu_seconds)
         assert not quickness.is_quick
