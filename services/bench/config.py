@@ -13,7 +13,7 @@ class PipelineConfig(TrainConfig):
     cannot do more than C / (sum of the three) steps per second. And the whole pipeline, as `seedrl train`
     runs it; the ratio of the two is the efficiency. They are measured in turns of seconds: the
     pipeline stands still while a stage is alone. Steps are decisions, not frames; reset steps are none.
-    Takes about four minutes; anything else that runs on the machine falsifies it.
+    Takes about five minutes; anything else that runs on the machine falsifies it.
 
     Examples:  seedrl bench pipeline --env ALE/Pong-v5 --preset atari_vtrace
                seedrl bench pipeline --preset atari_vtrace_deep --json
@@ -22,9 +22,9 @@ class PipelineConfig(TrainConfig):
 
     env: str = "ALE/Pong-v5"
     """Environment: a Gymnasium id, or module:id for one that your own module registers."""
-    windows: int = Field(15, ge=1)
+    windows: int = Field(18, ge=1)
     """Windows; figures are medians of theirs, the efficiency that of their own ratios."""
-    window_seconds: float = Field(6.0, gt=0)
+    window_seconds: float = Field(9.0, gt=0)
     """Seconds for which the pipeline runs in each window, a third of them before each stage."""
     stage_seconds: float = Field(1.5, gt=0, le=2)
     """Seconds for which each stage is alone in each window; at most 2, which a pipeline that stands still

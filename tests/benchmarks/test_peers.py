@@ -146,6 +146,7 @@ mine.kill()
 """
 
 
+@pytest.mark.slow
 def test_nothing_that_a_system_started_is_left_and_nothing_else_is_ended(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", STARTS_A_FAMILY, tmp_path],

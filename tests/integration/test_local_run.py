@@ -203,6 +203,7 @@ def test_a_second_actor_joins_and_leaves_without_an_error_anywhere(tmp_path: Pat
     assert_exact(run.summary())
 
 
+@pytest.mark.slow
 def test_an_actor_whose_spaces_do_not_fit_the_run_is_refused_in_one_line(tmp_path: Path) -> None:
     with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
         run.until_steps(500)
@@ -231,6 +232,7 @@ def test_every_service_can_be_killed_and_the_accounts_stay_exact(tmp_path: Path)
     assert summary["chunks"]["trained"] > 0
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side_on_one_server_do_not_meet(tmp_path: Path) -> None:
     patient = ("--max-policy-lag", "10000")  # so that nothing is refused because the machine is busy
     with training(*CARTPOLE, *patient, directory=tmp_path / "a", cwd=tmp_path) as host:

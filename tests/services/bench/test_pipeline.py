@@ -145,6 +145,7 @@ async def test_others_stand_still_while_a_stage_is_measured() -> None:
         await other.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", ["the bench", "the stage"])
 async def test_what_stands_still_ends_with_who_made_it(killed: str, tmp_path: Path) -> None:
     env = environment() | {"TMPDIR": str(tmp_path)}

@@ -47,7 +47,7 @@ async def all_children(process: "subprocess.Popen[str]") -> dict[str, int]:
     return children(process, *names)
 
 
-@pytest.mark.parametrize("shared_memory", [True, False])
+@pytest.mark.parametrize("shared_memory", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_answered_row_is_counted_and_reaches_the_consumer_in_chunks(
     shared_memory: bool, tmp_path: Path
 ) -> None:
@@ -67,6 +67,7 @@ def test_every_answered_row_is_counted_and_reaches_the_consumer_in_chunks(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_without_json_a_table_is_printed(tmp_path: Path) -> None:
     result = bench(*SMALL, "--observation", "210,160,3", "--seconds", "1", temporary=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -150,6 +150,7 @@ class KilledLearner:
             await process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 async def test_the_accounts_are_exact_after_kills_in_the_middle_of_training(
     nats: NatsRun, tmp_path: Path, seed: int

@@ -214,6 +214,7 @@ async def test_an_error_buffer_too_small_for_a_message_ends_replay_in_words(
         assert caught.group_contains(ConfigurationError, match="5 is too small for messages of 4 rows")
 
 
+@pytest.mark.slow
 async def test_a_second_replay_of_a_run_is_refused_and_named(nats: NatsRun, tmp_path: Path) -> None:
     async with nats.bus() as bus:
         queue = await Queue.created(bus)
