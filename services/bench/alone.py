@@ -1,7 +1,6 @@
 """A stage in a process of its own, which measures it alone whenever it is asked to."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -10,7 +9,7 @@ import orjson
 from services.bench.config import PipelineConfig
 from services.bench.stages import Stage, StageTurn, go_on
 from services.local.config import CONFIG_FILE, TrainConfig
-from services.local.process import clean_environment
+from services.local.process import clean_environment, module
 from shared.errors import RunError
 
 _READY_SECONDS = 300.0  # torch, environments and the first, slow, batches
@@ -73,7 +72,7 @@ async def stage_alone(
 ) -> AsyncIterator[StageAlone]:
     """Started and warmed up. Raises RunError where that fails."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.bench.stages", stage),
+        *module("services.bench.stages", stage),
         *("--preset", str(training.directory / CONFIG_FILE), "--env", config.env),
         *("--stage-seconds", str(config.stage_seconds)),
         stdin=asyncio.subprocess.PIPE,

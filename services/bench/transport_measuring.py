@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from services.bench.service_process import running, stays
 from services.bench.transport_config import TransportConfig
 from services.bench.transport_frames import record
 from services.bench.transport_load import LoadPlan
-from services.local.process import ChildProcess, clean_environment, seedrl
+from services.local.process import ChildProcess, clean_environment, module, seedrl
 from services.nats_server import NatsServer, embedded_nats
 from shared.addresses import free_port
 from shared.bus.beside import beside
@@ -244,7 +243,7 @@ async def _loads(plans: list[LoadPlan]) -> AsyncIterator[list[_Load]]:
         loads = []
         for plan in plans:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "services.bench.transport_load", orjson.dumps(tuple(plan)).decode()),
+                *module("services.bench.transport_load", orjson.dumps(tuple(plan)).decode()),
                 stdin=pipe,
                 stdout=pipe,
                 stderr=pipe,

@@ -16,7 +16,12 @@ _SAYS = "seedrl: "  # before what a command says to a person
 
 def seedrl(*words: str) -> list[str]:
     """The command line of a `seedrl` command in this installation."""
-    return [sys.executable, "-m", "services.cli", *words]
+    return module("services.cli", *words)
+
+
+def module(name: str, *words: str) -> list[str]:
+    """The command line of a module of this installation; the working directory shadows nothing."""
+    return [sys.executable, "-P", "-m", name, *words]
 
 
 def clean_environment() -> dict[str, str]:

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from shared.policy import load_policy
-from tests.support.commands import command, environment, one_clear_line, seedrl
+from tests.support.commands import command, environment, modules_that_shadow, one_clear_line, seedrl
 from tests.support.local_run import assert_exact, training
 from tests.support.promtool import assert_clean_metrics
 
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 
 def test_a_run_ends_by_itself_and_leaves_everything_in_its_directory(tmp_path: Path) -> None:
     directory = tmp_path / "run"
+    modules_that_shadow(tmp_path)
     with training(*CARTPOLE, "--total-steps", "8000", directory=directory, cwd=tmp_path) as run:
         output, _ = run.finish()
     summary = run.summary()

@@ -11,14 +11,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(*words: str | Path) -> list[str]:
-    """The command line of a `seedrl` command."""
-    return [sys.executable, "-m", "services.cli", *map(str, words)]
+    """The command line of a `seedrl` command; without the working directory on the path, as the script is."""
+    return [sys.executable, "-P", "-m", "services.cli", *map(str, words)]
 
 
 def environment(**settings: str) -> dict[str, str]:
     """The process environment without settings of the person who runs the tests, plus `settings`."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SEEDRL_")}
     return {**clean, "PYTHONPATH": str(ROOT), **settings}
+
+
+def modules_that_shadow(directory: Path) -> None:
+    """Fills `directory` with modules named as the program's own and the standard library's; all raise."""
+    for name in ("services/__init__.py", "shared/__init__.py", "secrets.py", "threads.py"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text("raise RuntimeError('from the working directory')\n")
 
 
 def seedrl(

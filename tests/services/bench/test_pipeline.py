@@ -14,7 +14,7 @@ from services.bench.measuring import Reading, Window, measurement
 from services.bench.pipeline import bound
 from services.bench.stages import StageTurn, turn_alone
 from shared.errors import RunError
-from tests.support.commands import command, environment
+from tests.support.commands import command, environment, modules_that_shadow
 from tests.support.processes import children, is_running, state
 from tests.support.waiting import eventually
 
@@ -94,6 +94,7 @@ def test_the_bound_shares_the_cores_on_a_cpu_and_takes_the_slower_side_beside_an
 
 
 def test_a_small_pipeline_is_measured_and_leaves_nothing(tmp_path: Path) -> None:
+    modules_that_shadow(tmp_path)
     env = environment() | {"TMPDIR": str(tmp_path)}
     done = subprocess.run(
         command(*SMALL, *SHORT), capture_output=True, text=True, timeout=110, env=env, cwd=tmp_path
