@@ -32,6 +32,8 @@ class TransportConfig(Settings):
     """Groups; two of them share a process that sends for them."""
     shared_memory: bool = True
     """Leave observations in shared memory, as actors on inference's host do; else they go over gRPC."""
+    device: str = "auto"
+    """Where inference holds frames and policy: cpu, cuda, cuda:N, or auto: cuda where there is one."""
     seconds: float = Field(10.0, gt=0)
     """Seconds that are measured."""
     warm_up: float = Field(3.0, ge=0)

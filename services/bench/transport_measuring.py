@@ -29,6 +29,7 @@ from shared.checkpoints import weights_to_bytes
 from shared.config import AgentSettings
 from shared.errors import RunError
 from shared.networks.build import build_network
+from shared.networks.precision import resolve_device
 from shared.run_spec import own_spec
 from shared.specs import RunSpec
 from shared.types import Array
@@ -50,6 +51,7 @@ class Figures:
     group_size: int
     streams: int
     shared_memory: bool
+    device: str
     seconds: float
     rows_per_second: float
     messages_per_second: float
@@ -74,6 +76,7 @@ class _Reading(NamedTuple):
 
 async def measured(config: TransportConfig, directory: Path) -> Figures:
     """Starts everything below `directory`, measures, ends everything. Raises SeedrlError."""
+    config = config.model_copy(update={"device": str(resolve_device(config.device))})
     frames = directory / "frames.npz"
     num_actions = await asyncio.to_thread(record, frames)
     port = free_port()
@@ -101,7 +104,7 @@ async def measured(config: TransportConfig, directory: Path) -> Figures:
         await _begin(bus, own_spec(_AGENT, plans[0].spec))
         sink = ChunkSink(bus)
         async with (
-            _inference(server, port, directory) as inference,
+            _inference(server, port, directory, config.device) as inference,
             _loads(plans) as loads,
             beside(sink.run(), stays(inference)),
         ):
@@ -171,6 +174,7 @@ def _figures(config: TransportConfig, latencies: Array, before: _Reading, after:
         group_size=config.group_size,
         streams=config.streams,
         shared_memory=config.shared_memory,
+        device=config.device,
         seconds=config.seconds,
         rows_per_second=rows / config.seconds,
         messages_per_second=len(latencies) / config.seconds,
@@ -187,12 +191,14 @@ def _figures(config: TransportConfig, latencies: Array, before: _Reading, after:
 
 
 @contextlib.asynccontextmanager
-async def _inference(server: NatsServer, port: int, directory: Path) -> AsyncIterator[ChildProcess]:
-    """The service as a run has it, on the CPU."""
+async def _inference(
+    server: NatsServer, port: int, directory: Path, device: str
+) -> AsyncIterator[ChildProcess]:
+    """The service as a run has it."""
     where = ("--run-id", _RUN_ID, "--nats-url", server.url, "--port", str(port), "--log-format", "json")
     agent = ("--network", _NETWORK, "--frame-stack", str(_AGENT.frame_stack), "--unroll", str(_AGENT.unroll))
     # A free policy gains nothing from larger batches, so no request waits for another one.
-    how = ("--device", "cpu", "--max-batch-delay", "0", "--max-queued-batches", str(_QUEUED_BATCHES))
+    how = ("--device", device, "--max-batch-delay", "0", "--max-queued-batches", str(_QUEUED_BATCHES))
     process = ChildProcess(
         "inference",
         lambda: seedrl("inference", *where, *agent, *how),

@@ -13,6 +13,7 @@ import pytest
 from services.bench.transport_frames import record, recorded_steps
 from services.bench.transport_network import FreeNetwork
 from shared.networks.contract import check_network
+from shared.networks.precision import resolve_device
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec
 from tests.support.commands import command, environment, one_clear_line
 from tests.support.processes import children, is_running
@@ -57,6 +58,7 @@ def test_every_answered_row_is_counted_and_reaches_the_consumer_in_chunks(
     figures: dict[str, Any] = orjson.loads(result.stdout)
     assert (figures["observation"], figures["group_size"], figures["streams"]) == ([84, 84], 8, 3)
     assert figures["shared_memory"] is shared_memory
+    assert figures["device"] == str(resolve_device("auto"))
     assert figures["rows_per_second"] == pytest.approx(8 * figures["messages_per_second"])
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
     # 20 steps a chunk; one of each stream may lie on either side of the window's borders.
@@ -108,6 +110,7 @@ async def test_an_inference_service_that_dies_ends_the_benchmark_in_words(tmp_pa
         (("--group-size", "10000"), "a Step has 70630000 bytes"),
         (("--observation", "0,84"), "observation"),
         (("--observation", "700,700", "--group-size", "1"), "shorten the unroll"),
+        (("--device", "cuda:99"), "device cuda:99: there are"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_in_one_line(
