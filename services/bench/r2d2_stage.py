@@ -36,10 +36,11 @@ def r2d2_learner_work(
     action = torch.randint(spec.environment.num_actions, (rows, steps), device=device)
     reward = torch.randn(rows, steps, device=device)
     weights = torch.ones(rows, device=device)
+    frames = {name: leaf.to(device) for name, leaf in frames.items()}
 
     def work() -> float:
         inputs = network_input(
-            frames={name: leaf.to(device) for name, leaf in frames.items()},
+            frames=frames,
             history=history,
             is_first=is_first,
             previous_action=action[:, 0],

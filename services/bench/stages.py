@@ -28,7 +28,7 @@ from services.inference.graphs import GraphedNetwork
 from services.learner.batches import TrainingBatch
 from services.learner.training import VTraceTrainer
 from shared.config import load
-from shared.errors import SeedrlError
+from shared.errors import RunError, SeedrlError
 from shared.memory import keep_freed_memory
 from shared.networks.build import build_network
 from shared.networks.interface import NetworkOutput, QOutput
@@ -36,6 +36,7 @@ from shared.networks.precision import autocast, resolve_device
 from shared.networks.unroll import network_input, next_history
 from shared.run_spec import own_spec
 from shared.specs import RunSpec
+from shared.telemetry import configure_logging
 
 T = TypeVar("T")
 Leaves = dict[str, torch.Tensor]
@@ -146,6 +147,8 @@ def inference_work(config: PipelineConfig) -> Callable[[], float]:
             history = {name: next_history(inputs.observation[name][0]) for name in history}
             action = choose(output)
             action.cpu()  # waits for the device
+        if config.cuda_graphs and not forward.captured:
+            raise RunError(f"network {config.network} cannot be captured as a CUDA graph")
         return rows
 
     return work
@@ -179,6 +182,7 @@ def learner_work(config: PipelineConfig) -> Callable[[], float]:
     trainer = VTraceTrainer(network, config, device=device)
     actions = spec.environment.num_actions
     is_first = torch.zeros(rows, steps + 1, dtype=torch.bool, device=device)
+    frames = {name: leaf.to(device) for name, leaf in frames.items()}  # the service copies beside training
     flags = torch.zeros(steps, rows, dtype=torch.bool, device=device)
     action = torch.randint(actions, (rows, steps), device=device)
     reward = torch.randn(rows, steps, device=device)
@@ -186,7 +190,7 @@ def learner_work(config: PipelineConfig) -> Callable[[], float]:
 
     def work() -> int:
         inputs = network_input(
-            frames={name: leaf.to(device) for name, leaf in frames.items()},
+            frames=frames,
             history=history,
             is_first=is_first,
             previous_action=action[:, 0],
@@ -248,6 +252,7 @@ def main(stage: str, arguments: Sequence[str]) -> None:
     A line of JSON in, the processes that stand still meanwhile; one out, the StageTurn.
     """
     config = load(PipelineConfig, arguments, prog="stages", known=())
+    configure_logging("warning", config.log_format, "bench")
     keep_freed_memory()
     works: dict[str, Callable[[PipelineConfig], Callable[[], float]]] = {
         "env": env_work,

@@ -3,6 +3,9 @@
 Knows neither streams of actors nor slots.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -33,8 +36,8 @@ class GraphedNetwork:
 
     A graph is captured for each number of rows when it comes for the first time; numbers beyond the first
     16 are computed without one. Where a capture fails, for example as the network waits for the device in the
-    middle, the log says so, and no further one is tried. What a network computes in Python is done at the
-    capture only.
+    middle, the log says so, and all are computed without one from then on. What a network computes in Python
+    is done at the capture only.
 
     The weights may change in place between two calls. Results lie in memory that the next call with as many
     rows changes.
@@ -60,6 +63,11 @@ class GraphedNetwork:
         found.graph.replay()
         return found.output, found.next_state
 
+    @property
+    def captured(self) -> frozenset[int]:
+        """The numbers of rows for which there is a graph."""
+        return frozenset(self._graphs)
+
     def _new(self, rows: int, inputs: NetworkInput, state: State) -> _Graph | None:
         if not self._can_be_captured or len(self._graphs) == _MOST_GRAPHS:
             return None
@@ -67,6 +75,7 @@ class GraphedNetwork:
             self._graphs[rows] = self._captured(inputs, state)
         except RuntimeError as error:
             self._can_be_captured = False
+            self._graphs.clear()  # the failed one may have let go of what all share
             cause = error.__context__ or error  # the end of a failed capture raises an error of its own
             log.warning("network cannot be captured as a CUDA graph", reason=str(cause))
             return None
@@ -94,12 +103,26 @@ class GraphedNetwork:
             with casting, torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UP):
                     self._network(inputs, state)
+                with _raising_where_it_waits():  # a capture that fails in the middle can leave torch unusable
+                    self._network(inputs, state)
                 # Meanwhile the event loop's thread may take pinned memory, which only this thread must not.
                 with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                     output, next_state = self._network(inputs, state)
         finally:
             current.wait_stream(self._stream)
         return _Graph(graph, inputs, state, output, next_state)
+
+
+@contextmanager
+def _raising_where_it_waits() -> Iterator[None]:
+    """Raises RuntimeError from what waits for a device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def _tensors(inputs: NetworkInput, state: State) -> list[Tensor]:

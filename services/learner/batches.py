@@ -1,6 +1,7 @@
 """From rows of decoded chunks to one training batch on the learner's device, time-major."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -57,11 +58,17 @@ def on_own_stream(assemble: Callable[[], B], device: torch.device) -> B:
         return assemble()
     # A stream of its own lets the copies run beside the current update; waiting for it here blocks only the
     # thread that stages. An update ends with a synchronization, so no batch is freed while it is in use.
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = _copying_stream(device)
     with torch.cuda.stream(stream):
         batch = assemble()
     stream.synchronize()
     return batch
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """Always the same: what a batch leaves free serves the next one only on the stream it was taken on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _assembled(slices: Sequence[Slice], reward_clip: float, device: torch.device) -> TrainingBatch:

@@ -42,6 +42,9 @@ class R2D2Trainer(OptimizedNetwork):
         super().__init__(network, config, device=device)
         self._autocast = autocast(config.precision, device, self.network)
         self.target_network = deepcopy(self.network).requires_grad_(False)
+        for module in self.target_network.modules():
+            if isinstance(module, nn.RNNBase):
+                module.flatten_parameters()  # cuDNN would do it at every call: copied, each lies by itself
         self.priorities: NDArray[np.float64] = np.zeros(0)  # [B], of the newest update's sequences
 
     def train(self, batch: SequenceBatch, *, steps: int) -> R2D2Metrics:

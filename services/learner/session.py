@@ -111,7 +111,7 @@ class Session:
                 "effective_updates": updates - self._rolled_back,
                 "steps": steps,
             },
-            rng=_rng_state(),
+            rng=_rng_state(self.trainer.device),
             keep=self._keep,
         )
 
@@ -123,19 +123,19 @@ class Session:
         except (KeyError, RuntimeError, ValueError) as error:
             text = " ".join(str(error).split())
             raise RunError(f"{checkpoint.path} does not fit the network or its optimizer: {text}") from error
-        _set_rng_state(checkpoint.rng)
+        _set_rng_state(checkpoint.rng, self.trainer.device)
         log.info("restored", checkpoint=str(checkpoint.path), updates=checkpoint.counters.get("updates"))
 
 
-def _rng_state() -> dict[str, torch.Tensor]:
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def _set_rng_state(state: Mapping[str, torch.Tensor]) -> None:
+def _set_rng_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
     if "cpu" in state:
         torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -60,7 +60,7 @@ def has_convolutions(network: nn.Module) -> bool:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether `device` multiplies bfloat16 in hardware."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and _cpu_has_bfloat16()
 
 

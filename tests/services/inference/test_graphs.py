@@ -74,6 +74,7 @@ def test_graphs_compute_what_the_network_does_also_after_its_weights_changed(
                     torch.testing.assert_close(output, expected, rtol=0.02, atol=0.02)
                     torch.testing.assert_close(next_state, after, rtol=0.02, atol=0.02)
                     state[rows] = after
+    assert graphed.captured == {4, 7}
 
 
 class Asking(Network):
@@ -99,6 +100,8 @@ def test_a_network_that_cannot_be_captured_is_computed_without_graphs_and_logged
         torch.testing.assert_close(graphed(inputs, ())[0], network(inputs, ())[0])
     said = "".join(capsys.readouterr())
     assert said.count("network cannot be captured as a CUDA graph") == 1
+    assert graphed.captured == frozenset()
+    torch.rand(1, device="cuda")  # nothing is left as in a capture
 
 
 @pytest.mark.gpu
@@ -120,6 +123,7 @@ def test_a_model_with_graphs_answers_as_one_without() -> None:
         answers.append([model.run(make_batch(spec, t)) for t in range(5)])
         model.load({name: 1.1 * leaf for name, leaf in weights.items()}, version=2, update=2)
         answers[-1] += [model.run(make_batch(spec, t)) for t in range(5, 10)]
+        assert not cuda_graphs or model._forward.captured == {6}
         model.close()
     for plain, graphed in zip(*answers, strict=True):
         np.testing.assert_allclose(graphed.logits, plain.logits, rtol=1e-3, atol=1e-4)
