@@ -10,7 +10,7 @@ test: setup lint  ## what CI runs
 check: test
 lint: setup
 	ruff check . && ruff format --check . && mypy && lint-imports
-test-slow: setup  ## learning runs and fault drills: about 35 minutes
+test-slow: setup  ## learning runs and fault drills: about half an hour
 	tools/install-promtool && pytest -m "slow and not compose" --timeout 1800
 compose-test: setup  ## the containers, in an engine of this machine: a suite of its own, about ten minutes
 	pytest -m compose tests/compose -v -s

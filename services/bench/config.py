@@ -13,7 +13,7 @@ class PipelineConfig(TrainConfig):
     cannot do more than C / (sum of the three) steps per second. And the whole pipeline, as `seedrl train`
     runs it; the ratio of the two is the efficiency. They are measured in turns of seconds: the
     pipeline stands still while a stage is alone. Steps are decisions, not frames; reset steps are none.
-    Takes about five minutes; anything else that runs on the machine falsifies it.
+    Takes six to seven minutes; anything else that runs on the machine falsifies it.
 
     Examples:  seedrl bench pipeline --env ALE/Pong-v5 --preset atari_vtrace
                seedrl bench pipeline --preset atari_vtrace_deep --json

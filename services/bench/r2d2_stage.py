@@ -24,7 +24,7 @@ def r2d2_learner_work(
 ) -> Callable[[], float]:
     """One update: inputs built, burn-in and unroll of both networks, backward, optimizer, priorities.
 
-    `frames` [B, L + 1, …] and `history` [B, S − 1, …] of every leaf.
+    `frames` [B, L + 1, …] and `history` [B, S − 1, …] of every leaf, on the device.
     """
     device = resolve_device(config.device)
     rows, steps = config.batch_size, config.burn_in + config.sequence_length
@@ -36,7 +36,6 @@ def r2d2_learner_work(
     action = torch.randint(spec.environment.num_actions, (rows, steps), device=device)
     reward = torch.randn(rows, steps, device=device)
     weights = torch.ones(rows, device=device)
-    frames = {name: leaf.to(device) for name, leaf in frames.items()}
 
     def work() -> float:
         inputs = network_input(

@@ -147,10 +147,12 @@ def inference_work(config: PipelineConfig) -> Callable[[], float]:
             history = {name: next_history(inputs.observation[name][0]) for name in history}
             action = choose(output)
             action.cpu()  # waits for the device
-        if config.cuda_graphs and not forward.captured:
-            raise RunError(f"network {config.network} cannot be captured as a CUDA graph")
         return rows
 
+    if config.cuda_graphs:
+        work()
+        if not forward.captured:
+            raise RunError(f"network {config.network} cannot be captured as a CUDA graph")
     return work
 
 
@@ -173,7 +175,8 @@ def learner_work(config: PipelineConfig) -> Callable[[], float]:
     rows, steps = config.batch_size, config.unroll
     if config.agent == "r2d2":
         steps = config.burn_in + config.sequence_length
-    spec, frames = _recorded(config, steps=steps + 1, rows=rows)
+    spec, recorded = _recorded(config, steps=steps + 1, rows=rows)
+    frames = {name: leaf.to(device) for name, leaf in recorded.items()}  # the service copies beside training
     history = _history(frames, rows, stack=spec.network.frame_stack, device=device)
     if config.agent == "r2d2":
         return r2d2_learner_work(config, spec, frames, history)
@@ -182,7 +185,6 @@ def learner_work(config: PipelineConfig) -> Callable[[], float]:
     trainer = VTraceTrainer(network, config, device=device)
     actions = spec.environment.num_actions
     is_first = torch.zeros(rows, steps + 1, dtype=torch.bool, device=device)
-    frames = {name: leaf.to(device) for name, leaf in frames.items()}  # the service copies beside training
     flags = torch.zeros(steps, rows, dtype=torch.bool, device=device)
     action = torch.randint(actions, (rows, steps), device=device)
     reward = torch.randn(rows, steps, device=device)
