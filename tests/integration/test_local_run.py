@@ -98,6 +98,7 @@ def test_a_service_that_fails_for_good_leaves_a_summary(tmp_path: Path) -> None:
     assert not run.connection()
 
 
+@pytest.mark.slow
 def test_a_run_whose_nats_server_keeps_dying_ends_with_a_summary(tmp_path: Path) -> None:
     with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
         run.until_steps(500)
@@ -169,6 +170,7 @@ def test_every_service_answers_health_status_and_clean_metrics(tmp_path: Path) -
         run.end()
 
 
+@pytest.mark.slow
 def test_a_second_actor_joins_and_leaves_without_an_error_anywhere(tmp_path: Path) -> None:
     with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
         run.until_steps(1000)

@@ -112,6 +112,7 @@ def test_training_goes_on_through_the_replacement_of_inference_and_learner(
         assert accounts.rolled_back == 0
 
 
+@pytest.mark.slow
 def test_two_inference_services_serve_one_run_and_every_step_counts(services: SingleServices) -> None:
     services.nats()
     training = learner(services)

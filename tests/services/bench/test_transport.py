@@ -87,6 +87,7 @@ async def test_ctrl_c_ends_every_process_and_leaves_no_file(tmp_path: Path) -> N
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 async def test_nothing_runs_on_when_the_benchmark_is_killed(tmp_path: Path) -> None:
     with started(*SMALL, "--seconds", "600", temporary=tmp_path) as process:
         pids = await all_children(process)
