@@ -1,11 +1,9 @@
-import socket
-
 import pytest
+
+from shared import addresses
 
 
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return addresses.free_port()
