@@ -14,7 +14,7 @@ from torch import Tensor
 from services.inference.assembler import ChunkStart
 from services.inference.frames import FrameMemory
 from services.inference.graphs import GraphedNetwork
-from services.inference.places import Places
+from services.inference.places import Places, remembered_places
 from services.inference.quickness import Quickness
 from services.inference.staging import Staging, torch_dtype
 from shared.errors import RunError
@@ -74,6 +74,7 @@ class Model:
         self._in_bfloat16 = uses_bfloat16(precision, device, network)
         self._is_autocast_held = False
         self._quickness = Quickness()
+        self._places = remembered_places(device)
         self._generator = torch.Generator(device)
         if seed is None:
             self._generator.seed()
@@ -126,7 +127,7 @@ class Model:
 
     def _run(self, batch: PackedBatch) -> tuple[Array, Array, ChunkStart | None]:
         staging, rows = batch.staging, slice(0, batch.rows)
-        places = Places(staging.slots_array[rows], self._device)
+        places = self._places(staging.slots_array[rows])
         self._memory.grow(places.end)
 
         def sent(tensor: Tensor) -> Tensor:

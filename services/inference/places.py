@@ -1,12 +1,16 @@
 """Where the rows of a batch lie in tensors that have a row per slot."""
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from services.inference.slots import Slots
+
+_REMEMBERED = 64  # sets of slots
 
 
 class Run(NamedTuple):
@@ -29,7 +33,7 @@ class Places:
         ]
         self._device = device
 
-    @property
+    @cached_property
     def end(self) -> int:
         """One more than the highest slot."""
         return max(int(run.slots.stop) for run in self.runs)
@@ -51,3 +55,13 @@ class Places:
     @cached_property
     def _index(self) -> Tensor:
         return torch.from_numpy(self.slots).to(self._device, non_blocking=True)
+
+
+def remembered_places(device: torch.device) -> Callable[[Slots], Places]:
+    """What gives the Places of `slots`; mostly known ones: the same groups meet in batches."""
+
+    @lru_cache(_REMEMBERED)
+    def places(slots: bytes) -> Places:
+        return Places(np.frombuffer(slots, np.int64).copy(), device)
+
+    return lambda slots: places(slots.tobytes())

@@ -166,6 +166,24 @@ def test_a_slot_remembers_wherever_it_is(make: Make, slots: list[int]) -> None:
         np.testing.assert_array_equal(one.logits, other.logits)
 
 
+def test_environments_may_meet_in_any_order(make: Make) -> None:
+    spec = make_spec(lstm_size=8, frame_stack=3)
+    straight, mixed = make(spec), make(spec)
+    staging = Staging(spec.environment, rows=3, pinned=False)
+    leaf = spec.environment.observation[0]
+    for step, order in enumerate([[0, 1, 2], [2, 0, 1], [1, 0, 2], [0, 1, 2], [2, 0, 1]]):
+        logits = []
+        for model, slots in ((straight, [0, 1, 2]), (mixed, order)):
+            packed = batch(spec, 3, first=step == 0, greedy=True, slots=slots)
+            value = np.array(slots, leaf.dtype).reshape(-1, *[1] * len(leaf.shape))
+            packed.staging.observation(3)[leaf.name].numpy()[...] = value
+            if model is mixed:
+                staging.slots_array[:] = packed.staging.slots_array
+                packed.staging.slots_array = staging.slots_array  # the memory of the batch before
+            logits.append(model.run(packed).logits)
+        np.testing.assert_allclose(logits[1], logits[0][order], atol=1e-6)
+
+
 def test_what_is_remembered_outlives_more_slots(make: Make) -> None:
     spec = make_spec(lstm_size=8, frame_stack=3)
     small, grown = make(spec), make(spec)
