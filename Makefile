@@ -6,7 +6,7 @@ setup:  ; @PYTHON=$(PYTHON) tools/setup
 train: setup  ## trains Atari Pong for about three minutes
 	seedrl train ALE/Pong-v5 --preset atari_vtrace --max-seconds 180
 test: setup lint  ## what CI runs
-	tools/install-promtool && pytest -m "not slow and not gpu and not compose"
+	tools/install-promtool && pytest -n 2 --dist worksteal -m "not slow and not gpu and not compose"
 check: test
 lint: setup
 	ruff check . && ruff format --check . && mypy && lint-imports

@@ -1,16 +1,14 @@
 """Addresses to listen on: how they are written, and whether they can be used; knows no protocol."""
 
-import errno
-import itertools
-import random
+import os
 import socket
+import sys
+from collections import deque
 
 from shared.errors import ConfigurationError
 
-# Below the ports that systems give to connections and to listeners on port 0 (Linux: 32768 and above), which
-# anybody might be given before the one who asked here listens; and none twice.
-_CHOICES = itertools.cycle(random.sample(range(20_000, 32_000), 12_000))
-_TRIES = 1000
+_held: deque[int] = deque()  # descriptors of sockets bound to the ports that were chosen last
+_MOST_HELD = 100
 
 
 def joined(host: str, port: int) -> str:
@@ -21,24 +19,32 @@ def joined(host: str, port: int) -> str:
 def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
     """`port`, or any for 0, at which `host` can be listened on now.
 
+    On Linux a chosen port is given to nobody else while this process lives; who names it may listen there.
     Raises ConfigurationError with the system's reason, which gRPC writes to stderr and keeps to itself.
     """
-    for chosen in [port] if port else itertools.islice(_CHOICES, _TRIES):
-        try:
-            _listen_once(host, chosen)
-        except OSError as error:
-            refused = error
-            if error.errno != errno.EADDRINUSE:
-                break
-        else:
-            return chosen
-    reason = refused.strerror or refused
-    raise ConfigurationError(f"cannot listen on {joined(host, port)}: {reason}") from refused
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            if not port:
+                return _chosen(probe, place)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen()
+            return port
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {joined(host, port)}: {error.strerror or error}"
+        ) from error
 
 
-def _listen_once(host: str, port: int) -> None:
-    family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
+def _chosen(probe: socket.socket, place: tuple[object, ...]) -> int:
+    """A port for `place`, whose own is 0."""
+    probe.bind(place)  # without SO_REUSEADDR: Linux takes no port that is bound, as by those held
+    port = int(probe.getsockname()[1])
+    if sys.platform == "linux":
+        # It may be bound again, by who says the same and as long as nobody listens; every server does.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(place)
-        probe.listen()
+        _held.append(probe.detach())
+        if len(_held) > _MOST_HELD:
+            os.close(_held.popleft())
+    return port
