@@ -83,6 +83,7 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]], *, grace_secon
     """
     keep_freed_memory()
     stop = asyncio.Event()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # until there is who answers them
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     loop = runner.get_loop()
 
@@ -95,11 +96,34 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]], *, grace_secon
 
     faulthandler.enable()
     try:
-        with _signals(set_stop, grace_seconds), runner:  # closing the runner waits for its threads
-            runner.run(run())
+        with _signals(set_stop, grace_seconds):
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            with runner:  # closing it waits for its threads
+                runner.run(run())
     except (Exception, asyncio.CancelledError, BaseExceptionGroup) as error:
         return _reported(error)
     return 0
+
+
+def run_command(main: Coroutine[Any, Any, T]) -> T:
+    """Runs `main` on uvloop, for a command that ends; in the main thread.
+
+    A signal that comes while the loop is made waits: as KeyboardInterrupt raised there it would leave a loop
+    that complains. Afterwards it does what `main` says; before that says anything, SIGINT cancels it.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+    async def run() -> T:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return await main
+
+    running = run()
+    try:
+        return uvloop.run(running)
+    finally:  # where they did not begin, they never will
+        running.close()
+        main.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import uvloop
+from shared.runtime import run_command
 
 T = TypeVar("T")
 
@@ -16,13 +16,11 @@ def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     The signals are the event loop's: as an exception out of nowhere, one that comes while a process is being
     started would be swallowed.
     """
-    running = _cancelled_by_signals(work)
     try:
-        return uvloop.run(running)
+        return run_command(_cancelled_by_signals(work))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
-    finally:  # where Ctrl-C came before the loop began, they never will
-        running.close()
+    finally:  # where Ctrl-C came before it began, it never will
         work.close()
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import uvloop
 
 from services.commands.config import EvalConfig
 from services.local.config import CONFIG_FILE, saved_env
@@ -25,6 +24,7 @@ from shared.bus.weights import publish_weights
 from shared.checkpoints import Checkpoint, latest_checkpoint, weights_to_bytes
 from shared.config import NatsSettings
 from shared.errors import RunError
+from shared.runtime import run_command
 
 Episode = dict[str, Any]
 
@@ -76,7 +76,7 @@ def evaluate(config: EvalConfig) -> int:
 def played_returns(config: EvalConfig) -> tuple[str, list[float]]:
     """The name of the checkpoint that was played, and the raw return of every episode. Raises RunError."""
     checkpoint = _checkpoint(config.run_dir)
-    episodes = uvloop.run(_played(config, checkpoint))
+    episodes = run_command(_played(config, checkpoint))
     return checkpoint.path.name, [float(episode["return"]) for episode in episodes]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import uvloop
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -33,6 +32,7 @@ from shared.bus.connection import connected_bus
 from shared.bus.statuses import StatusBoard, watched_statuses
 from shared.config import secret_values
 from shared.errors import ConnectionFailed, SeedrlError
+from shared.runtime import run_command
 from shared.telemetry import configure_logging
 
 PLAIN_LINE_SECONDS = 5.0
@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> int:
         discarded = discarded_before(config)
         write_config(config, directory / CONFIG_FILE)
         console.print(f"training {config.env} in {directory}")
-        summary = uvloop.run(_train(config, console, discarded))
+        summary = run_command(_train(config, console, discarded))
         if config.agent == "r2d2" and summary["exit_reason"] in COMPLETED and config.eval_episodes:
             summary = _evaluated(config, console, summary)
     _tell(console, directory, summary)

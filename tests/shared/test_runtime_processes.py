@@ -92,6 +92,38 @@ def test_a_signal_drains_and_exits_0(service: Start, number: signal.Signals) -> 
     assert ended(process) == (0, "draining\nsaved\n", "")
 
 
+INTERRUPTED_WHILE_THE_LOOP_IS_MADE = """
+    import uvloop
+    from shared.runtime import run_command
+
+    class Loop(uvloop.Loop):
+        def __init__(self):
+            super().__init__()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    uvloop.Loop = Loop
+"""
+
+
+def test_a_signal_while_the_loop_is_made_drains_and_exits_0(service: Start) -> None:
+    process = service(INTERRUPTED_WHILE_THE_LOOP_IS_MADE + DRAINING)
+    assert ended(process) == (0, "ready\ndraining\nsaved\n", "")
+
+
+def test_a_command_interrupted_while_its_loop_is_made_leaves_no_loop_open(service: Start) -> None:
+    body = """
+    async def work():
+        await asyncio.Event().wait()
+
+    configure_logging('info', 'json', 'test')
+    try:
+        run_command(work())
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    """
+    assert ended(service(INTERRUPTED_WHILE_THE_LOOP_IS_MADE + body)) == (1, "", "interrupted\n")
+
+
 def test_a_service_that_is_done_exits_0(service: Start) -> None:
     assert ended(service("async def main(stop): pass")) == (0, "", "")
 
