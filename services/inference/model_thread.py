@@ -39,10 +39,11 @@ class ModelThread:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Waits for the jobs that were given."""
+        """Waits for the jobs that were given; then the thread has ended."""
         done = self.call(lambda: None)
         self._jobs.put(None)
         await asyncio.shield(done)
+        self._thread.join()  # at once: it has nothing left to do
 
     def call(self, job: Callable[[], T], *, is_quick: bool = False) -> asyncio.Future[T]:
         """The future of `job`'s result. Cancelling it does not stop a job that runs.

@@ -66,6 +66,19 @@ async def test_it_beats_also_while_there_is_nothing_to_do() -> None:
                 await beats.get()
 
 
+async def test_the_thread_has_ended_on_leaving_however_long_its_last_beat_takes() -> None:
+    ended = []
+
+    def beat() -> None:
+        threading.Event().wait(0.05)
+        ended.append(threading.current_thread())
+
+    async with ModelThread(beat=beat) as thread:
+        await thread.call(lambda: None)
+    assert not any(each.is_alive() for each in ended)
+    assert "model" not in [each.name for each in threading.enumerate()]
+
+
 async def test_a_quick_job_is_done_here_unless_the_thread_has_something_to_do() -> None:
     go_on = threading.Event()
 
