@@ -6,7 +6,7 @@ import functools
 import random
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from services.actor import messages
 from services.actor.config import ActorConfig
+from services.actor.local import LocalOffer
 from services.actor.metrics import ActorMetrics
 from services.actor.stepping import SteppedGroup, Transition
 from services.actor.stream import InferenceStream, StreamEnded, Stub
 from services.actor.threads import StepThreads
 from shared.errors import ProtocolError, Refused
-from shared.specs import EnvironmentSpec
 from shared.telemetry import get_logger
 from shared.types import Array
 from shared.wire import inference_pb2 as pb
-from shared.wire.shared_memory import SharedObservation
 
 WELCOME_SECONDS = 30.0
 
@@ -69,6 +68,7 @@ class GroupState:
 
     connected: bool = False
     shared_memory: bool = False  # whether observations go through it
+    pipes: bool = False  # whether messages do
     waiting_for: str = "environments"
     streams: int = 0  # that were welcomed
     steps: int = 0
@@ -116,19 +116,27 @@ class Group:
         token = next(iter(self._config.inference_tokens), None)
         async with InferenceStream(self._stub, token=token) as stream:
             stream_id = secrets.token_hex(8)
-            with offered_memory(self._config, self._environments.spec, stream_id=stream_id) as memory:
-                welcome = await self._welcome(stream, stream_id, memory.offer if memory else None)
-            if welcome is None:
-                return
-            shared = memory.leaves if memory and welcome.shared_memory else None
-            self._welcomed(stream_id, shared_memory=shared is not None)
-            try:
-                await self._alternate(stream, shared)
-            except StreamEnded as ended:
-                if ended.code is grpc.StatusCode.INVALID_ARGUMENT:
-                    self._metrics.rejected_steps.inc()
-                    self._log.error("inference rejected a step", reason=ended.details)
-                raise StreamLost(_words(ended)) from ended
+            local = LocalOffer(
+                self._environments.spec,
+                group_size=self._environments.size,
+                stream_id=stream_id,
+                is_wanted=self._config.shared_memory,
+            )
+            with contextlib.closing(local):
+                welcome = await self._welcome(stream, stream_id, local.message)
+                if welcome is None:
+                    return
+                local.settle(welcome)
+                if local.pipes is not None:
+                    stream.use(local.pipes)
+                self._welcomed(stream_id, local)
+                try:
+                    await self._alternate(stream, local.leaves)
+                except StreamEnded as ended:
+                    if ended.code is grpc.StatusCode.INVALID_ARGUMENT:
+                        self._metrics.rejected_steps.inc()
+                        self._log.error("inference rejected a step", reason=ended.details)
+                    raise StreamLost(_words(ended)) from ended
 
     async def _welcome(
         self, stream: InferenceStream, stream_id: str, shared_memory: pb.SharedMemory | None
@@ -194,20 +202,21 @@ class Group:
         self._metrics.episodes.inc(transition.episodes)
         self._metrics.environment_restarts.inc(transition.restarts)
 
-    def _welcomed(self, stream_id: str, *, shared_memory: bool) -> None:
-        self._log.info("connected", stream=stream_id, shared_memory=shared_memory)
+    def _welcomed(self, stream_id: str, local: LocalOffer) -> None:
+        shared_memory, pipes = local.leaves is not None, local.pipes is not None
+        self._log.info("connected", stream=stream_id, shared_memory=shared_memory, pipes=pipes)
         if self.state.streams:
             self._metrics.reconnections.inc()
         self.state.streams += 1
         self.state.connected = True
-        self.state.shared_memory = shared_memory
+        self.state.shared_memory, self.state.pipes = shared_memory, pipes
         self.state.waiting_for = ""
         self._metrics.groups_connected.inc()
         self._outage = None
 
     def _disconnected(self) -> None:
         if self.state.connected:
-            self.state.connected = self.state.shared_memory = False
+            self.state.connected = self.state.shared_memory = self.state.pipes = False
             self._metrics.groups_connected.dec()
 
     def _lost(self, lost: Exception) -> None:
@@ -217,22 +226,6 @@ class Group:
         if kind != self._outage:
             self._outage = kind
             self._log.warning("no stream to inference; trying again", reason=str(lost))
-
-
-@contextlib.contextmanager
-def offered_memory(
-    config: ActorConfig, spec: EnvironmentSpec, *, stream_id: str
-) -> Iterator[SharedObservation | None]:
-    """Memory that can be taken as long as the context lasts; None where none is to be had or wanted."""
-    memory = None
-    if config.shared_memory:
-        with contextlib.suppress(OSError):
-            memory = SharedObservation(spec, group_size=config.group_size, stream_id=stream_id)
-    try:
-        yield memory
-    finally:
-        if memory is not None:
-            memory.close()
 
 
 def _timed(environments: SteppedGroup, action: NDArray[np.int64]) -> tuple[Transition, float]:

@@ -10,12 +10,14 @@ from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc.aio import EOF  # type: ignore[attr-defined]  # missing in the stubs
 
-from shared.errors import ConfigurationError
+from shared.errors import ConfigurationError, ProtocolError
 from shared.wire import inference_pb2 as pb
 from shared.wire.inference_pb2_grpc import InferenceStub
 from shared.wire.limits import MAX_MESSAGE_BYTES, MIB
+from shared.wire.pipes import Pipes
 
 T = TypeVar("T")
 Stub = InferenceStub
@@ -86,6 +88,7 @@ class InferenceStream:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._writing: asyncio.Task[Any] | None = None
         self._reading: asyncio.Task[Any] | None = None
+        self._pipes: Pipes | None = None
 
     async def __aenter__(self) -> Self:
         act: Any = self._stub.Act  # its stub knows the call with an iterator of requests only
@@ -106,17 +109,37 @@ class InferenceStream:
         await _settled(self._writing)
         await _settled(self._reading)
 
+    def use(self, pipes: Pipes) -> None:
+        """Sends everything through `pipes` from now on; how the stream ends the call says, as before."""
+        self._pipes = pipes
+        self._call.add_done_callback(lambda _: pipes.end())
+
     async def send(self, request: pb.ActRequest) -> None:
         """Sends a message. Raises StreamEnded; an end with OK shows at the next `receive`."""
+        if self._pipes is not None:
+            self._pipes.write(request.SerializeToString())
+            return
         self._writing = asyncio.create_task(self._call.write(request))
         with contextlib.suppress(asyncio.InvalidStateError):  # the call is over; `receive` knows how
             await _unaborted(self._writing)
 
     async def receive(self) -> pb.ActResponse | None:
-        """The next message, or None when the server ended the stream with OK. Raises StreamEnded."""
+        """The next message, or None when the server ended the stream with OK.
+
+        Raises StreamEnded, and ProtocolError when what came is no message.
+        """
+        if self._pipes is not None and (data := await self._pipes.read()) is not None:
+            return _parsed(data)
         self._reading = asyncio.create_task(self._call.read())
         response = await _unaborted(self._reading)
         return None if response is EOF else response
+
+
+def _parsed(data: bytes) -> pb.ActResponse:
+    try:
+        return pb.ActResponse.FromString(data)
+    except DecodeError as error:
+        raise ProtocolError(f"the pipe brought no ActResponse: {error}") from error
 
 
 async def _settled(task: "asyncio.Task[Any] | None") -> None:

@@ -31,7 +31,7 @@ class TransportConfig(Settings):
     streams: int = Field(2, ge=1, le=64)
     """Groups; two of them share a process that sends for them."""
     shared_memory: bool = True
-    """Leave observations in shared memory, as actors on inference's host do; else they go over gRPC."""
+    """Use shared memory and pipes, as actors on inference's host do; else everything goes over gRPC."""
     device: str = "auto"
     """Where inference holds frames and policy: cpu, cuda, cuda:N, or auto: cuda where there is one."""
     seconds: float = Field(10.0, gt=0)

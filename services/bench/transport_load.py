@@ -8,6 +8,7 @@ import asyncio
 import secrets
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ import orjson
 
 from services.actor import messages
 from services.actor.config import ActorConfig
-from services.actor.group import Backoff, offered_memory
+from services.actor.group import Backoff
+from services.actor.local import LocalOffer
 from services.actor.stepping import Transition
 from services.actor.stream import InferenceStream, StreamEnded, Stub, connected
 from services.bench.transport_frames import recorded_steps
@@ -77,31 +79,37 @@ class Player:
         deadline, backoff = time.monotonic() + _CONNECT_SECONDS, Backoff()
         while True:
             async with InferenceStream(stub) as stream:
-                try:
-                    shared = await self._welcomed(stream)
-                except StreamEnded as ended:
-                    if ended.code is not grpc.StatusCode.UNAVAILABLE:
-                        raise Refused(f"inference refused the stream: {ended.details}") from ended
-                    if time.monotonic() > deadline:
-                        raise ConnectionFailed(f"no inference at {self._plan.address}") from ended
-                else:
-                    await self._alternate(stream, shared)
-                    return
+                stream_id = secrets.token_hex(8)
+                local = LocalOffer(
+                    self._plan.spec,
+                    group_size=self._plan.group_size,
+                    stream_id=stream_id,
+                    is_wanted=self._plan.shared_memory,
+                )
+                with closing(local):
+                    try:
+                        await self._welcomed(stream, stream_id, local)
+                    except StreamEnded as ended:
+                        if ended.code is not grpc.StatusCode.UNAVAILABLE:
+                            raise Refused(f"inference refused the stream: {ended.details}") from ended
+                        if time.monotonic() > deadline:
+                            raise ConnectionFailed(f"no inference at {self._plan.address}") from ended
+                    else:
+                        await self._alternate(stream, local.leaves[0] if local.leaves else None)
+                        return
             await asyncio.sleep(backoff.seconds())
 
-    async def _welcomed(self, stream: InferenceStream) -> Array | None:
-        """The memory [B, …] to which observations go; None where they go over gRPC."""
-        plan, stream_id = self._plan, secrets.token_hex(8)
-        with offered_memory(self._config, plan.spec, stream_id=stream_id) as memory:
-            offer = memory.offer if memory else None
-            await stream.send(
-                messages.hello(self._config, plan.spec, stream_id=stream_id, shared_memory=offer)
-            )
-            response = await _received(stream)
+    async def _welcomed(self, stream: InferenceStream, stream_id: str, local: LocalOffer) -> None:
+        plan = self._plan
+        hello = messages.hello(self._config, plan.spec, stream_id=stream_id, shared_memory=local.message)
+        await stream.send(hello)
+        response = await _received(stream)
         messages.check_welcome(response, run_id=plan.run_id)
-        if response.welcome.shared_memory != plan.shared_memory:
+        local.settle(response.welcome)
+        if local.pipes is not None:
+            stream.use(local.pipes)
+        if plan.shared_memory and (local.leaves is None or local.pipes is None):
             raise Refused("there is no shared memory between the processes here; use --no-shared-memory")
-        return memory.leaves[0] if memory else None
 
     async def _alternate(self, stream: InferenceStream, shared: Array | None) -> None:
         sequence = 0

@@ -17,6 +17,7 @@ Reason = Literal[
     "row_size",  # a row or a step too large for a message
     "unavailable",  # not ready for actors, or shutting down
     "size",  # a Step longer than it can be
+    "pipes",  # a piece of a message, or one out of turn
     "sequence",
     "leaves",
     "bytes",

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]
@@ -13,12 +13,13 @@ from services.inference.agreement import Agreement
 from services.inference.metrics import InferenceMetrics
 from services.inference.refusal import Refusal
 from services.inference.session import FRAMING_BYTES, Introduction, read_hello
-from services.inference.streams import Streams
-from shared.errors import SeedrlError
+from services.inference.streams import Stream, Streams
+from shared.errors import ProtocolError, SeedrlError
 from shared.telemetry import get_logger
 from shared.wire import inference_pb2 as pb
 from shared.wire.hello import PROTOCOL_VERSION
 from shared.wire.limits import MAX_MESSAGE_BYTES
+from shared.wire.pipes import Pipes
 
 _MOST_DETAIL = 500  # characters of a status text, which travels in HTTP/2 headers
 
@@ -125,17 +126,22 @@ class InferenceServicer:
                 **_who(introduction),
                 environments=introduction.group_size,
                 shared_memory=stream.group.shares_memory,
+                pipes=stream.pipes is not None,
             )
             try:
-                step = await _exchanged(call, context, self._welcome(stream.group.shares_memory))
+                wire: _Wire = context if stream.pipes is None else _Piped(stream.pipes)
+                step = await _exchanged(call, context, self._welcome(stream), reads=wire)
                 while step is not EOF:
-                    step = await _exchanged(call, context, await stream.answer(step))
+                    step = await _exchanged(call, wire, await stream.answer(step))
             finally:
                 log.info("stream ended", **_who(introduction), steps=stream.group.steps)
 
-    def _welcome(self, shared_memory: bool) -> bytes:
+    def _welcome(self, stream: Stream) -> bytes:
         welcome = pb.Welcome(
-            protocol_version=PROTOCOL_VERSION, run_id=self._run_id, shared_memory=shared_memory
+            protocol_version=PROTOCOL_VERSION,
+            run_id=self._run_id,
+            shared_memory=stream.group.shares_memory,
+            pipes=stream.pipes is not None,
         )
         return pb.ActResponse(welcome=welcome).SerializeToString()
 
@@ -147,12 +153,42 @@ class InferenceServicer:
         log.warning("stream refused", **who, status=refusal.status, reason=str(refusal))
 
 
-async def _exchanged(call: _Call, context: grpc.aio.ServicerContext[Any, Any], reply: bytes | None) -> Any:
-    """The actor's next message, or EOF, once it has taken `reply`; meanwhile it is the actor who owes."""
+class _Wire(Protocol):
+    """What carries the messages of a stream: its call, or pipes."""
+
+    async def write(self, message: bytes) -> None:
+        """Sends one."""
+
+    async def read(self) -> Any:
+        """The actor's next one, or EOF."""
+
+
+class _Piped:
+    """A wire of pipes."""
+
+    def __init__(self, pipes: Pipes) -> None:
+        self._pipes = pipes
+
+    async def write(self, message: bytes) -> None:
+        self._pipes.write(message)
+
+    async def read(self) -> Any:
+        message = await self._pipes.read()
+        return EOF if message is None else message
+
+
+async def _exchanged(call: _Call, wire: _Wire, reply: bytes | None, *, reads: _Wire | None = None) -> Any:
+    """The actor's next message, or EOF, once it has taken `reply`; meanwhile it is the actor who owes.
+
+    `reads`: whence that message comes, if not from where the reply goes.
+    """
     call.owes_since = monotonic()
-    if reply is not None:
-        await context.write(reply)
-    message = await context.read()
+    try:
+        if reply is not None:
+            await wire.write(reply)
+        message = await (reads or wire).read()
+    except ProtocolError as error:
+        raise Refusal("pipes", str(error)) from error
     call.owes_since = None
     if message is not EOF and len(message) > MAX_MESSAGE_BYTES + FRAMING_BYTES:
         size = f"message has {len(message)} bytes, larger than max {MAX_MESSAGE_BYTES}"

@@ -140,6 +140,7 @@ def _stream(stream: Stream, now: float) -> dict[str, Any]:
         "role": introduction.role,
         "rows": introduction.group_size,
         "shared_memory": stream.group.shares_memory,
+        "pipes": stream.pipes is not None,
         "steps": stream.group.steps,
         "seconds_since_step": None if last is None else round(now - last, 3),
         "withheld": stream.withheld_since is not None,

@@ -18,6 +18,7 @@ from services.inference.session import Introduction
 from services.inference.slots import SlotAllocator
 from shared.specs import RunSpec
 from shared.wire import inference_pb2 as pb
+from shared.wire.pipes import Pipes, taken
 
 _REMEMBERED_IDS = 100_000
 
@@ -37,8 +38,11 @@ class Stream:
         publisher: ChunkPublisher,
         on_episode: Episodes,
         metrics: InferenceMetrics,
+        pipes: Pipes | None,
     ) -> None:
+        """`pipes`: through which its messages go, if not through gRPC."""
         self.group = group
+        self.pipes = pipes
         self.last_step_at: float | None = None  # monotonic
         self.withheld_since: float | None = None
         self._spec = spec
@@ -147,6 +151,8 @@ class Streams:
         slots = self._slots.allocate(introduction.group_size)
         assert slots is not None, "checked"
         group = Group(introduction, spec=engine.spec, slots=slots, frames_in_place=engine.frames_in_place)
+        offer = introduction.shared_memory
+        pipes = taken(offer, group_size=group.rows) if offer and group.shares_memory else None
         stream = Stream(
             group,
             engine.spec,
@@ -155,6 +161,7 @@ class Streams:
             publisher=self._publisher,
             on_episode=self._on_episode,
             metrics=self._metrics,
+            pipes=pipes,
         )
         self._remember(introduction.stream_id)
         self._live[introduction.stream_id] = stream
@@ -163,6 +170,8 @@ class Streams:
         try:
             yield stream
         finally:
+            if pipes is not None:
+                pipes.close()
             del self._live[introduction.stream_id]
             self._metrics.held.change(members=-1)
             engine.dispatcher.forget(group)

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshared/wire/inference.proto\x12\tseedrl.v1\"[\n\nActRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.seedrl.v1.HelloH\x00\x12\x1f\n\x04step\x18\x02 \x01(\x0b\x32\x0f.seedrl.v1.StepH\x00\x42\t\n\x07message\"f\n\x0b\x41\x63tResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.seedrl.v1.WelcomeH\x00\x12%\n\x07\x61\x63tions\x18\x02 \x01(\x0b\x32\x12.seedrl.v1.ActionsH\x00\x42\t\n\x07message\"\xa0\x02\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x03 \x01(\t\x12\x11\n\tstream_id\x18\x04 \x01(\t\x12\x12\n\ngroup_size\x18\x05 \x01(\r\x12\x1d\n\x04role\x18\x06 \x01(\x0e\x32\x0f.seedrl.v1.Role\x12\x0c\n\x04task\x18\x07 \x01(\t\x12(\n\x0bobservation\x18\x08 \x03(\x0b\x32\x13.seedrl.v1.LeafSpec\x12-\n\x06\x61\x63tion\x18\t \x01(\x0b\x32\x1d.seedrl.v1.DiscreteActionSpec\x12.\n\rshared_memory\x18\n \x01(\x0b\x32\x17.seedrl.v1.SharedMemory\"\'\n\x0cSharedMemory\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\"\\\n\x08LeafSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0b\n\x03low\x18\x04 \x03(\x01\x12\x0c\n\x04high\x18\x05 \x03(\x01\x12\t\n\x01n\x18\x06 \x01(\x04\"\x1f\n\x12\x44iscreteActionSpec\x12\t\n\x01n\x18\x01 \x01(\x04\"J\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x15\n\rshared_memory\x18\x03 \x01(\x08\"v\n\x04Step\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x13\n\x0bobservation\x18\x02 \x03(\x0c\x12\x0e\n\x06reward\x18\x03 \x01(\x0c\x12\x12\n\nterminated\x18\x04 \x01(\x0c\x12\x11\n\ttruncated\x18\x05 \x01(\x0c\x12\x10\n\x08is_first\x18\x06 \x01(\x0c\"D\n\x07\x41\x63tions\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\x0c\x12\x17\n\x0fweights_version\x18\x03 \x01(\x04*;\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_TRAIN\x10\x01\x12\r\n\tROLE_EVAL\x10\x02\x32\x45\n\tInference\x12\x38\n\x03\x41\x63t\x12\x15.seedrl.v1.ActRequest\x1a\x16.seedrl.v1.ActResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bshared/wire/inference.proto\x12\tseedrl.v1\"[\n\nActRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.seedrl.v1.HelloH\x00\x12\x1f\n\x04step\x18\x02 \x01(\x0b\x32\x0f.seedrl.v1.StepH\x00\x42\t\n\x07message\"f\n\x0b\x41\x63tResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.seedrl.v1.WelcomeH\x00\x12%\n\x07\x61\x63tions\x18\x02 \x01(\x0b\x32\x12.seedrl.v1.ActionsH\x00\x42\t\n\x07message\"\xa0\x02\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63tor_id\x18\x03 \x01(\t\x12\x11\n\tstream_id\x18\x04 \x01(\t\x12\x12\n\ngroup_size\x18\x05 \x01(\r\x12\x1d\n\x04role\x18\x06 \x01(\x0e\x32\x0f.seedrl.v1.Role\x12\x0c\n\x04task\x18\x07 \x01(\t\x12(\n\x0bobservation\x18\x08 \x03(\x0b\x32\x13.seedrl.v1.LeafSpec\x12-\n\x06\x61\x63tion\x18\t \x01(\x0b\x32\x1d.seedrl.v1.DiscreteActionSpec\x12.\n\rshared_memory\x18\n \x01(\x0b\x32\x17.seedrl.v1.SharedMemory\"P\n\x0cSharedMemory\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\x12\x13\n\x0brequests_fd\x18\x03 \x01(\r\x12\x12\n\nanswers_fd\x18\x04 \x01(\r\"\\\n\x08LeafSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0b\n\x03low\x18\x04 \x03(\x01\x12\x0c\n\x04high\x18\x05 \x03(\x01\x12\t\n\x01n\x18\x06 \x01(\x04\"\x1f\n\x12\x44iscreteActionSpec\x12\t\n\x01n\x18\x01 \x01(\x04\"Y\n\x07Welcome\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x15\n\rshared_memory\x18\x03 \x01(\x08\x12\r\n\x05pipes\x18\x04 \x01(\x08\"v\n\x04Step\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x13\n\x0bobservation\x18\x02 \x03(\x0c\x12\x0e\n\x06reward\x18\x03 \x01(\x0c\x12\x12\n\nterminated\x18\x04 \x01(\x0c\x12\x11\n\ttruncated\x18\x05 \x01(\x0c\x12\x10\n\x08is_first\x18\x06 \x01(\x0c\"D\n\x07\x41\x63tions\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\x0c\x12\x17\n\x0fweights_version\x18\x03 \x01(\x04*;\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_TRAIN\x10\x01\x12\r\n\tROLE_EVAL\x10\x02\x32\x45\n\tInference\x12\x38\n\x03\x41\x63t\x12\x15.seedrl.v1.ActRequest\x1a\x16.seedrl.v1.ActResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shared.wire.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=964
-  _globals['_ROLE']._serialized_end=1023
+  _globals['_ROLE']._serialized_start=1020
+  _globals['_ROLE']._serialized_end=1079
   _globals['_ACTREQUEST']._serialized_start=42
   _globals['_ACTREQUEST']._serialized_end=133
   _globals['_ACTRESPONSE']._serialized_start=135
@@ -40,17 +40,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=240
   _globals['_HELLO']._serialized_end=528
   _globals['_SHAREDMEMORY']._serialized_start=530
-  _globals['_SHAREDMEMORY']._serialized_end=569
-  _globals['_LEAFSPEC']._serialized_start=571
-  _globals['_LEAFSPEC']._serialized_end=663
-  _globals['_DISCRETEACTIONSPEC']._serialized_start=665
-  _globals['_DISCRETEACTIONSPEC']._serialized_end=696
-  _globals['_WELCOME']._serialized_start=698
-  _globals['_WELCOME']._serialized_end=772
-  _globals['_STEP']._serialized_start=774
-  _globals['_STEP']._serialized_end=892
-  _globals['_ACTIONS']._serialized_start=894
-  _globals['_ACTIONS']._serialized_end=962
-  _globals['_INFERENCE']._serialized_start=1025
-  _globals['_INFERENCE']._serialized_end=1094
+  _globals['_SHAREDMEMORY']._serialized_end=610
+  _globals['_LEAFSPEC']._serialized_start=612
+  _globals['_LEAFSPEC']._serialized_end=704
+  _globals['_DISCRETEACTIONSPEC']._serialized_start=706
+  _globals['_DISCRETEACTIONSPEC']._serialized_end=737
+  _globals['_WELCOME']._serialized_start=739
+  _globals['_WELCOME']._serialized_end=828
+  _globals['_STEP']._serialized_start=830
+  _globals['_STEP']._serialized_end=948
+  _globals['_ACTIONS']._serialized_start=950
+  _globals['_ACTIONS']._serialized_end=1018
+  _globals['_INFERENCE']._serialized_start=1081
+  _globals['_INFERENCE']._serialized_end=1150
 # @@protoc_insertion_point(module_scope)

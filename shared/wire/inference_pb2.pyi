@@ -157,19 +157,27 @@ class SharedMemory(_message.Message):
 
     PID_FIELD_NUMBER: _builtins.int
     FD_FIELD_NUMBER: _builtins.int
+    REQUESTS_FD_FIELD_NUMBER: _builtins.int
+    ANSWERS_FD_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """process that holds it"""
     fd: _builtins.int
     """its descriptor there, of a sealed memfd called seedrl-<stream_id>"""
+    requests_fd: _builtins.int
+    """two more descriptors there, of pipes for what comes after the Welcome, if not 0:"""
+    answers_fd: _builtins.int
+    """from the one inference reads Steps, to the other it writes Actions"""
     def __init__(
         self,
         *,
         pid: _builtins.int = ...,
         fd: _builtins.int = ...,
+        requests_fd: _builtins.int = ...,
+        answers_fd: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fd", b"fd", "pid", b"pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_fd", b"answers_fd", "fd", b"fd", "pid", b"pid", "requests_fd", b"requests_fd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,20 +253,24 @@ class Welcome(_message.Message):
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
     SHARED_MEMORY_FIELD_NUMBER: _builtins.int
+    PIPES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     run_id: _builtins.str
     shared_memory: _builtins.bool
     """the offer is taken: Steps come without observation, which lies there"""
+    pipes: _builtins.bool
+    """and so are the pipes: all further messages go through them"""
     def __init__(
         self,
         *,
         protocol_version: _builtins.int = ...,
         run_id: _builtins.str = ...,
         shared_memory: _builtins.bool = ...,
+        pipes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["protocol_version", b"protocol_version", "run_id", b"run_id", "shared_memory", b"shared_memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pipes", b"pipes", "protocol_version", b"protocol_version", "run_id", b"run_id", "shared_memory", b"shared_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.actor.local import LocalOffer
 from services.inference.config import InferenceConfig
 from services.inference.service import run
 from shared.addresses import free_port
@@ -23,7 +24,7 @@ from shared.specs import RunSpec
 from shared.types import Chunk
 from shared.wire import inference_pb2 as pb
 from shared.wire.chunks import decode_chunk
-from tests.support.counting_group import NETWORK, CountingGroup, assert_chunk_is_right
+from tests.support.counting_group import ENVIRONMENT, NETWORK, CountingGroup, assert_chunk_is_right
 from tests.support.nats import NatsRun
 from tests.support.waiting import eventually
 
@@ -40,19 +41,29 @@ class Ended(Exception):
 
 
 class ActorStream:
-    """One group's stream."""
+    """One group's stream; `offers`: memory and pipes, which are used if the service takes them."""
 
-    def __init__(self, channel: grpc.aio.Channel, group: CountingGroup, run_id: str) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, group: CountingGroup, run_id: str, *, offers: bool = False
+    ) -> None:
         self.group = group
         self.run_id = run_id
         self._call: Any = channel.stream_stream(ACT)()
+        self.local = LocalOffer(
+            ENVIRONMENT, group_size=group.rows, stream_id=group.stream_id, is_wanted=offers
+        )
 
     async def send(self, data: bytes) -> None:
+        if self.local.pipes is not None:
+            self.local.pipes.write(data)
+            return
         with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):  # `receive` tells how it ended
             await self._call.write(data)
 
     async def receive(self) -> bytes:
         """The next message. Raises Ended."""
+        if self.local.pipes is not None and (data := await self.local.pipes.read()) is not None:
+            return data
         try:
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:
@@ -64,14 +75,23 @@ class ActorStream:
 
     async def hello(self, **changes: Any) -> None:
         """Says Hello and hears Welcome."""
-        await self.send(self.group.hello(**{"run_id": self.run_id, **changes}))
+        offer = self.local.message
+        await self.send(self.group.hello(**{"run_id": self.run_id, "shared_memory": offer, **changes}))
         welcome = pb.ActResponse.FromString(await self.receive()).welcome
         assert (welcome.protocol_version, welcome.run_id) == (1, self.run_id)
+        self.local.settle(welcome)
+
+    def step(self, **changes: Any) -> bytes:
+        """What came of the group's newest step; the observation lies in memory if that was taken."""
+        if self.local.leaves is None:
+            return self.group.step(**changes)
+        self.local.leaves[0][...] = self.group.observations[-1]
+        return self.group.step(**{"observation": [], **changes})
 
     async def ask(self) -> None:
         """Steps the group and sends what came of it."""
         self.group.advance()
-        await self.send(self.group.step())
+        await self.send(self.step())
 
     async def heard(self) -> pb.Actions:
         """The actions to what was asked."""
@@ -83,11 +103,13 @@ class ActorStream:
             await self.heard()
 
     async def end(self) -> None:
-        """Half-closes and waits for the server to agree."""
+        """Says that no more will come and waits for the server to agree."""
+        self.local.close()
         await self._call.done_writing()
         await self._call.code()
 
     def break_off(self) -> None:
+        self.local.close()
         self._call.cancel()
 
 
@@ -105,12 +127,12 @@ class InferenceRun:
     def address(self) -> str:
         return f"127.0.0.1:{self.config.port}"
 
-    def stream(self, group: CountingGroup) -> ActorStream:
-        return ActorStream(self.channel, group, self.config.run_id)
+    def stream(self, group: CountingGroup, *, offers: bool = False) -> ActorStream:
+        return ActorStream(self.channel, group, self.config.run_id, offers=offers)
 
-    async def joined(self, group: CountingGroup) -> ActorStream:
+    async def joined(self, group: CountingGroup, *, offers: bool = False) -> ActorStream:
         """A stream that was welcomed."""
-        stream = self.stream(group)
+        stream = self.stream(group, offers=offers)
         await stream.hello()
         return stream
 

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.wire import inference_pb2 as pb
+from shared.wire import pipes
 from shared.wire.hello import environment_from_hello
 from shared.wire.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
+from shared.wire.pipes import Pipes
 from shared.wire.shared_memory import taken
 from tests.support.waiting import eventually
 
@@ -36,6 +38,7 @@ class RecordedStream:
     hello: pb.Hello | None = None
     steps: list[pb.Step] = field(default_factory=list)
     memory: list[NDArray[Any]] | None = None  # that was taken
+    pipes: Pipes | None = None  # likewise
     end: str = ""  # how it ended: half-closed, cancelled, or what the script did
 
     @property
@@ -64,8 +67,9 @@ class RecordedStream:
 class ScriptedInference(InferenceServicer):
     """Answers every Step with zeros, unless told otherwise; what it is told may change at any time."""
 
-    def __init__(self, *, run_id: str = "default") -> None:
+    def __init__(self, *, run_id: str = "default", takes_pipes: bool = False) -> None:
         self.run_id = run_id
+        self.takes_pipes = takes_pipes  # and the memory beside
         self.streams: list[RecordedStream] = []
         self.script: Script = lambda stream, _: np.zeros(stream.size, np.int64)
         self.refuse: tuple[grpc.StatusCode, str] | None = None  # answers Hello
@@ -114,11 +118,17 @@ class ScriptedInference(InferenceServicer):
         stream = RecordedStream()
         self.streams.append(stream)
         try:
-            async for response in self._answers(stream, request_iterator, context):
-                yield response
+            async for response in self._answers(stream, _requests(stream, request_iterator), context):
+                if stream.pipes is not None and stream.steps:
+                    stream.pipes.write(response.SerializeToString())
+                else:
+                    yield response
         except asyncio.CancelledError:
             stream.end = stream.end or "cancelled"
             raise
+        finally:
+            if stream.pipes is not None:
+                stream.pipes.close()
 
     async def _answers(
         self,
@@ -131,12 +141,19 @@ class ScriptedInference(InferenceServicer):
                 stream.hello = request.hello
                 if self.refuse is not None:
                     await context.abort(*self.refuse)
-                if self.takes_memory:
+                offer = request.hello.shared_memory
+                if self.takes_memory or (self.takes_pipes and offer.requests_fd):
                     stream.memory = _taken(request.hello)
+                if self.takes_pipes and offer.requests_fd:
+                    stream.pipes = pipes.taken(offer, group_size=stream.size)
+                    assert stream.pipes is not None
                 if not self.mute:
                     yield self.welcome or pb.ActResponse(
                         welcome=pb.Welcome(
-                            protocol_version=1, run_id=self.run_id, shared_memory=stream.memory is not None
+                            protocol_version=1,
+                            run_id=self.run_id,
+                            shared_memory=stream.memory is not None,
+                            pipes=stream.pipes is not None,
                         )
                     )
                 continue
@@ -171,6 +188,19 @@ class ScriptedInference(InferenceServicer):
         # gRPC ends the requests of an aborted call as if it had been half-closed, and cancels it right after.
         await asyncio.sleep(0.05)
         stream.end = "half-closed"
+
+
+async def _requests(
+    stream: RecordedStream, requests: AsyncIterator[pb.ActRequest]
+) -> AsyncIterator[pb.ActRequest]:
+    """What comes on the call, and after the Welcome through pipes if they were taken."""
+    while stream.pipes is None:
+        try:
+            yield await anext(requests)
+        except StopAsyncIteration:
+            return
+    while (data := await stream.pipes.read()) is not None:
+        yield pb.ActRequest.FromString(data)
 
 
 def _taken(hello: pb.Hello) -> list[NDArray[Any]]:

@@ -27,10 +27,13 @@ COUNTING = "tests.support.counting_environment:Counting-v0"
 TROUBLE = "tests.support.actor_environments:Trouble-v0"
 SLOW = "tests.support.actor_environments:Slow-v0"
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
 
-@pytest.fixture
-async def inference() -> AsyncIterator[ScriptedInference]:
-    async with scripted_inference() as server:
+
+@pytest.fixture(params=["grpc", pytest.param("pipes", marks=LINUX)])
+async def inference(request: pytest.FixtureRequest) -> AsyncIterator[ScriptedInference]:
+    """Its messages after the Welcome go through either."""
+    async with scripted_inference(takes_pipes=request.param == "pipes") as server:
         yield server
 
 
@@ -104,7 +107,7 @@ async def test_steps_follow_the_actions_that_inference_sent(inference: ScriptedI
     assert stream.flags("is_first")[1:].sum() > 20
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
+@LINUX
 async def test_observations_lie_in_the_memory_that_inference_took(
     inference: ScriptedInference, free_port: int
 ) -> None:

@@ -41,7 +41,7 @@ class Peers:
         """How `stream` ends upon a Step with these changes; the healthy one plays on."""
         before = await self.service.metric("refused_messages_total", reason=reason)
         stream.group.advance()
-        await stream.send(stream.group.step(**sent))
+        await stream.send(stream.step(**sent))
         with pytest.raises(Ended) as ended:
             await stream.heard()
         await self.healthy.play(1)
