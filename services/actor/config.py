@@ -59,7 +59,7 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     """Seconds a group may take for one step before the actor ends with an error; waiting for actions does
     not count."""
     shared_memory: bool = True
-    """Leave observations in shared memory, and messages in pipes, for an inference service that can reach them,
+    """Leave observations in shared memory and messages in pipes for an inference service that can reach both,
     one on the same Linux host and as the same user; to any other they go over gRPC."""
     seed: int | None = Field(None, ge=0)
     """Seed of the environments, together with actor id and group; default: a fresh one."""
