@@ -108,7 +108,7 @@ class Player:
         local.settle(response.welcome)
         if local.pipes is not None:
             stream.use(local.pipes)
-        if plan.shared_memory and (local.leaves is None or local.pipes is None):
+        if plan.shared_memory and local.leaves is None:
             raise Refused("there is no shared memory between the processes here; use --no-shared-memory")
 
     async def _alternate(self, stream: InferenceStream, shared: Array | None) -> None:
