@@ -53,7 +53,7 @@ class LocalOffer:
 
     def _withdraw(self) -> None:
         if self._memory is not None:
-            self._memory.close()
+            self._memory.close()  # before the pipes: see `taken`
         if self._pipes is not None:
             self._pipes.close()
             if self.pipes is None:

@@ -30,6 +30,7 @@ CHANNEL_OPTIONS = (
     # A peer that vanished without a word is noticed after 10 + 10 s, also while a run is paused.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # one that hangs, whose system goes on answering for it
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # gRPC's own waits between attempts to connect come on top of ours; by default they grow to two minutes.

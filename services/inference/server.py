@@ -30,6 +30,7 @@ OPTIONS = (
     # An actor's machine that vanished without a word is noticed after 10 + 10 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Actors ping every 10 s; who pings more often than every 5 s is told to go away.

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from shared.errors import ProtocolError
 from shared.wire import inference_pb2 as pb
+from shared.wire.shared_memory import is_offered
 
 _LENGTH = struct.Struct("<I")
 _FRAMING_BYTES = 1_024  # of a message: its length, field tags, and what later versions may add
@@ -122,10 +123,10 @@ class OfferedPipes:
         os.close(self.answers)
 
 
-def taken(offer: pb.SharedMemory, *, group_size: int) -> Pipes | None:
-    """Inference's side of the pipes offered beside memory; None if there are none, or they are too small.
+def taken(offer: pb.SharedMemory, *, group_size: int, stream_id: str) -> Pipes | None:
+    """Inference's side of the pipes that are offered beside memory.
 
-    To be called once the memory was taken: by its name the process is known to be the one that is meant.
+    None where there are none, where they hold too little, or where that process has no memory of this stream.
     """
     if not offer.requests_fd or not offer.answers_fd:
         return None
@@ -133,12 +134,16 @@ def taken(offer: pb.SharedMemory, *, group_size: int) -> Pipes | None:
         try:
             reads = _opened(opened, offer.pid, offer.requests_fd, os.O_RDONLY)
             writes = _opened(opened, offer.pid, offer.answers_fd, os.O_WRONLY)
+            # Asked afterwards: an offer ends with its memory, so these still are the pipes that it names.
+            if not is_offered(offer, stream_id=stream_id):
+                return None
             if min(_capacity(reads), _capacity(writes)) < _FRAMING_BYTES + _ROW_BYTES * group_size:
                 return None
+            pipes = Pipes(reads, writes)
         except OSError:
             return None
         opened.pop_all()
-        return Pipes(reads, writes)
+        return pipes
 
 
 def _made(opened: ExitStack) -> tuple[int, int]:

@@ -60,7 +60,7 @@ def taken(
     size = _size(environment, group_size)
     try:
         # It is known by its name before it is opened: seen from another container it may be anything.
-        if os.readlink(path) != f"/memfd:{_name(stream_id)} (deleted)":
+        if not is_offered(offer, stream_id=stream_id):
             return None
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -73,6 +73,11 @@ def taken(
     except OSError:
         return None
     return _leaves(memory, environment, group_size)
+
+
+def is_offered(offer: pb.SharedMemory, *, stream_id: str) -> bool:
+    """Whether that process has memory of this stream there. Raises OSError if it cannot be seen."""
+    return os.readlink(f"/proc/{offer.pid}/fd/{offer.fd}") == f"/memfd:{_name(stream_id)} (deleted)"
 
 
 def _name(stream_id: str) -> str:

@@ -70,6 +70,7 @@ class ScriptedInference(InferenceServicer):
     def __init__(self, *, run_id: str = "default", takes_pipes: bool = False) -> None:
         self.run_id = run_id
         self.takes_pipes = takes_pipes  # and the memory beside
+        self.holds_pipes = False  # beyond the end of their stream
         self.streams: list[RecordedStream] = []
         self.script: Script = lambda stream, _: np.zeros(stream.size, np.int64)
         self.refuse: tuple[grpc.StatusCode, str] | None = None  # answers Hello
@@ -127,7 +128,7 @@ class ScriptedInference(InferenceServicer):
             stream.end = stream.end or "cancelled"
             raise
         finally:
-            if stream.pipes is not None:
+            if stream.pipes is not None and not self.holds_pipes:
                 stream.pipes.close()
 
     async def _answers(
@@ -145,7 +146,9 @@ class ScriptedInference(InferenceServicer):
                 if self.takes_memory or (self.takes_pipes and offer.requests_fd):
                     stream.memory = _taken(request.hello)
                 if self.takes_pipes and offer.requests_fd:
-                    stream.pipes = pipes.taken(offer, group_size=stream.size)
+                    stream.pipes = pipes.taken(
+                        offer, group_size=stream.size, stream_id=request.hello.stream_id
+                    )
                     assert stream.pipes is not None
                 if not self.mute:
                     yield self.welcome or pb.ActResponse(

@@ -7,11 +7,14 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
 import grpc
 import pytest
 
+from tests.support.commands import command, environment
 from tests.support.scripted_inference import ScriptedInference, scripted_inference
 from tests.support.waiting import eventually
 
@@ -220,3 +223,49 @@ async def test_a_users_module_in_the_working_directory_is_found(
         assert stream.hello.task == "Mine-v0"
         process.terminate()
         assert (await ended(process))[0] == 0
+
+
+HANGING = """
+import asyncio
+from tests.support.scripted_inference import scripted_inference
+
+async def main():
+    async with scripted_inference(takes_pipes=True) as inference:
+        print(inference.address, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow  # 20 s: what gRPC's keepalive takes
+@pytest.mark.parametrize("way", ["--shared-memory", "--no-shared-memory"])
+async def test_an_inference_service_that_hangs_is_noticed(way: str, tmp_path: Path, free_port: int) -> None:
+    async with AsyncExitStack() as stack:
+
+        async def started(*words: str) -> asyncio.subprocess.Process:
+            process = await asyncio.create_subprocess_exec(
+                *words, cwd=ROOT, env=environment(), stdout=asyncio.subprocess.PIPE
+            )
+            stack.push_async_callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        inference = await started(sys.executable, "-c", HANGING)
+        assert inference.stdout is not None
+        address = (await inference.stdout.readline()).decode().strip()
+        where = ("--inference-url", address, "--http-port", str(free_port), "--groups", "1")
+        await started(*command("actor", COUNTING, *where, way))
+        http = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{free_port}"))
+
+        async def groups(**expected: bool) -> bool:
+            with contextlib.suppress(aiohttp.ClientConnectorError):
+                async with http.get("/status") as response:
+                    found = (await response.json())["groups"]
+                    return [{name: group[name] for name in expected} for group in found] == [expected]
+            return False
+
+        pipes = way == "--shared-memory"
+        await eventually(lambda: groups(connected=True, pipes=pipes), timeout=20)
+        inference.send_signal(signal.SIGSTOP)
+        await eventually(lambda: groups(connected=False), timeout=30, what="the stream to be lost")

@@ -132,6 +132,22 @@ async def test_memory_is_offered_unless_it_is_not_to_be(inference: ScriptedInfer
     assert all(step.observation for step in stream.steps)
 
 
+@LINUX
+async def test_the_end_of_the_call_ends_a_stream_whose_pipes_stay_open() -> None:
+    async with scripted_inference(takes_pipes=True) as inference:
+        inference.holds_pipes = True
+        inference.script = lambda stream, step: (
+            None if step.sequence == 5 and stream is inference.streams[0] else np.zeros(3, np.int64)
+        )
+        async with acting(inference) as actor:
+            await inference.steps(8, stream=0 if len(inference.streams) > 1 else -1)
+            inference.end_after = 1
+            await actor.ended()
+        for stream in inference.streams:
+            assert stream.pipes is not None
+            stream.pipes.close()
+
+
 async def test_every_group_has_a_stream_and_other_seeds(inference: ScriptedInference) -> None:
     async with acting(inference, groups=3, group_size=2):
         await eventually(lambda: len(inference.streams) == 3)

@@ -5,31 +5,59 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from shared.errors import ProtocolError
 from shared.wire import inference_pb2 as pb
 from shared.wire.pipes import OfferedPipes, Pipes, taken
+from shared.wire.shared_memory import SharedObservation
+from tests.support.counting_group import ENVIRONMENT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux reopens another process's pipes")
 
 ROWS = 7
 
 
-def offer_of(pipes: OfferedPipes, pid: int = 0) -> pb.SharedMemory:
-    return pb.SharedMemory(pid=pid or os.getpid(), requests_fd=pipes.requests, answers_fd=pipes.answers)
+class Offer:
+    """An actor's: memory, and pipes beside it."""
+
+    def __init__(self) -> None:
+        self.memory = SharedObservation(ENVIRONMENT, group_size=ROWS, stream_id="s1")
+        self.pipes = OfferedPipes()
+
+    def message(self, **changes: int) -> pb.SharedMemory:
+        fields = {"requests_fd": self.pipes.requests, "answers_fd": self.pipes.answers, **changes}
+        memory = self.memory.offer
+        return pb.SharedMemory(**{"pid": memory.pid, "fd": memory.fd, **fields})
+
+    def taken(self, rows: int = ROWS, stream_id: str = "s1", **changes: int) -> Pipes | None:
+        return taken(self.message(**changes), group_size=rows, stream_id=stream_id)
+
+    def close(self) -> None:
+        self.memory.close()
+        self.pipes.close()
+        self.pipes.mine.close()
+
+
+@pytest.fixture
+def offer() -> Iterator[Offer]:
+    offer = Offer()
+    yield offer
+    offer.close()
 
 
 @pytest.fixture
 def sides() -> Iterator[tuple[Pipes, Pipes]]:
     """An actor's and inference's."""
-    offered = OfferedPipes()
-    theirs = taken(offer_of(offered), group_size=ROWS)
+    offer = Offer()
+    theirs = offer.taken()
     assert theirs is not None
-    offered.close()
-    yield offered.mine, theirs
-    offered.mine.close()
+    offer.memory.close()
+    offer.pipes.close()
+    yield offer.pipes.mine, theirs
+    offer.pipes.mine.close()
     theirs.close()
 
 
@@ -105,21 +133,34 @@ async def test_a_piece_of_a_message_is_none(sides: tuple[Pipes, Pipes]) -> None:
         await inference.read()
 
 
+async def test_a_flood_is_not_kept(sides: tuple[Pipes, Pipes]) -> None:
+    actor, inference = sides
+    actor.write(b"first")
+    assert await inference.read() == b"first"
+    for _ in range(10):
+        with contextlib.suppress(BlockingIOError):
+            os.write(actor._writes, bytes(60_000))
+        await asyncio.sleep(0)
+    assert len(inference._received) <= 2 * 65_536
+    with pytest.raises(ProtocolError, match="the pipe brought"):
+        await inference.read()
+
+
 async def test_another_process_is_reached_and_its_death_is_the_end() -> None:
     script = (
-        "import os, sys; from tests.shared.wire.test_pipes import *\n"
-        "pipes = OfferedPipes()\n"
-        "print(os.getpid(), pipes.requests, pipes.answers, flush=True)\n"
-        "pipes.mine.write(b'hello'); sys.stdin.read()\n"
+        "import sys; from tests.shared.wire.test_pipes import *\n"
+        "offer = Offer()\n"
+        "print(offer.message().SerializeToString().hex(), flush=True)\n"
+        "offer.pipes.mine.write(b'hello'); sys.stdin.read()\n"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         assert process.stdout is not None
-        pid, requests, answers = map(int, (await process.stdout.readline()).split())
-        offer = pb.SharedMemory(pid=pid, requests_fd=requests, answers_fd=answers)
-        pipes = taken(offer, group_size=ROWS)
+        said = await process.stdout.readline()
+        message = pb.SharedMemory.FromString(bytes.fromhex(said.decode()))
+        pipes = taken(message, group_size=ROWS, stream_id="s1")
         assert pipes is not None
         assert await pipes.read() == b"hello"
         process.kill()
@@ -129,25 +170,48 @@ async def test_another_process_is_reached_and_its_death_is_the_end() -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-    assert taken(offer, group_size=ROWS) is None
+    assert taken(message, group_size=ROWS, stream_id="s1") is None
 
 
-def test_what_is_no_pipe_or_too_small_is_not_taken() -> None:
-    offered = OfferedPipes()
-    memory = os.memfd_create("seedrl-s1")
+def open_descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def test_what_is_no_pipe_is_not_even_opened(offer: Offer, tmp_path: Path) -> None:
+    before = open_descriptors()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    other = os.open(fifo, os.O_RDWR)  # would open, too
     try:
-        assert taken(pb.SharedMemory(pid=os.getpid()), group_size=ROWS) is None
-        for name in ("requests_fd", "answers_fd"):
-            offer = offer_of(offered)
-            setattr(offer, name, memory)
-            assert taken(offer, group_size=ROWS) is None
-        assert taken(offer_of(offered), group_size=8_065) is None
-        fcntl.fcntl(offered.answers, fcntl.F_SETPIPE_SZ, 4096)
-        assert taken(offer_of(offered), group_size=400) is None
-        pipes = taken(offer_of(offered), group_size=384)
-        assert pipes is not None
-        pipes.close()
+        for changes in (
+            {"requests_fd": other},
+            {"answers_fd": other},
+            {"requests_fd": offer.memory.offer.fd},
+            {"requests_fd": 2**31},
+            {"requests_fd": 0},
+            {"answers_fd": 0},
+            {"pid": 0},
+        ):
+            assert offer.taken(**changes) is None
     finally:
-        os.close(memory)
-        offered.close()
-        offered.mine.close()
+        os.close(other)
+    assert open_descriptors() == before
+
+
+def test_pipes_of_a_process_without_the_streams_memory_are_not_taken(offer: Offer) -> None:
+    before = open_descriptors()
+    assert offer.taken(stream_id="s2") is None
+    assert offer.taken(fd=offer.pipes.requests) is None
+    assert open_descriptors() == before
+
+
+def test_pipes_that_are_too_small_are_not_taken(offer: Offer) -> None:
+    before = open_descriptors()
+    assert offer.taken(rows=8_065) is None
+    fcntl.fcntl(offer.pipes.answers, fcntl.F_SETPIPE_SZ, 4096)
+    assert offer.taken(rows=400) is None
+    assert open_descriptors() == before
+    pipes = offer.taken(rows=384)
+    assert pipes is not None
+    pipes.close()
+    assert open_descriptors() == before
