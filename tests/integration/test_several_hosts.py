@@ -44,6 +44,7 @@ def actor(services: SingleServices, host: Host) -> Service:
         f"--groups={GROUPS}",
         f"--group-size={ROWS}",
         f"--env-kwargs={json.dumps(clock)}",
+        "--no-shared-memory",  # as between machines; these hosts have one memory
         host=host,
     )
 
