@@ -1,7 +1,6 @@
 """One group's life: stream after stream, and in each Hello, a reset, then steps and actions in turn."""
 
 import asyncio
-import contextlib
 import functools
 import random
 import secrets
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from services.actor import messages
 from services.actor.config import ActorConfig
-from services.actor.local import LocalOffer
+from services.actor.local import LocalOffer, offered
 from services.actor.metrics import ActorMetrics
 from services.actor.stepping import SteppedGroup, Transition
 from services.actor.stream import InferenceStream, StreamEnded, Stub
@@ -116,19 +115,12 @@ class Group:
         token = next(iter(self._config.inference_tokens), None)
         async with InferenceStream(self._stub, token=token) as stream:
             stream_id = secrets.token_hex(8)
-            local = LocalOffer(
-                self._environments.spec,
-                group_size=self._environments.size,
-                stream_id=stream_id,
-                is_wanted=self._config.shared_memory,
-            )
-            with contextlib.closing(local):
+            with offered(self._config, self._environments.spec, stream_id=stream_id) as local:
                 welcome = await self._welcome(stream, stream_id, local.message)
                 if welcome is None:
                     return
                 local.settle(welcome)
-                if local.pipes is not None:
-                    stream.use(local.pipes)
+                stream.use(local.pipes)
                 self._welcomed(stream_id, local)
                 try:
                     await self._alternate(stream, local.leaves)

@@ -1,8 +1,9 @@
 """What a group offers to an inference service on the same host, and what of it that one took."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 
+from services.actor.config import ActorConfig
 from shared.specs import EnvironmentSpec
 from shared.types import Array
 from shared.wire import inference_pb2 as pb
@@ -59,3 +60,13 @@ class LocalOffer:
             if self.pipes is None:
                 self._pipes.mine.close()
         self._memory = self._pipes = None
+
+
+@contextmanager
+def offered(config: ActorConfig, spec: EnvironmentSpec, *, stream_id: str) -> Iterator[LocalOffer]:
+    """What an actor with this configuration offers for a stream, as long as the context lasts."""
+    offer = LocalOffer(
+        spec, group_size=config.group_size, stream_id=stream_id, is_wanted=config.shared_memory
+    )
+    with closing(offer):
+        yield offer

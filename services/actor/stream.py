@@ -110,10 +110,11 @@ class InferenceStream:
         await _settled(self._writing)
         await _settled(self._reading)
 
-    def use(self, pipes: Pipes) -> None:
-        """Sends everything through `pipes` from now on; how the stream ends the call says, as before."""
+    def use(self, pipes: Pipes | None) -> None:
+        """Sends everything through `pipes` from now on, if any; how it ends the call says, as before."""
         self._pipes = pipes
-        self._call.add_done_callback(lambda _: pipes.end())
+        if pipes is not None:
+            self._call.add_done_callback(lambda _: pipes.end())
 
     async def send(self, request: pb.ActRequest) -> None:
         """Sends a message. Raises StreamEnded; an end with OK shows at the next `receive`."""

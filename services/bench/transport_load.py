@@ -8,7 +8,6 @@ import asyncio
 import secrets
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ import orjson
 from services.actor import messages
 from services.actor.config import ActorConfig
 from services.actor.group import Backoff
-from services.actor.local import LocalOffer
+from services.actor.local import LocalOffer, offered
 from services.actor.stepping import Transition
 from services.actor.stream import InferenceStream, StreamEnded, Stub, connected
 from services.bench.transport_frames import recorded_steps
@@ -80,13 +79,7 @@ class Player:
         while True:
             async with InferenceStream(stub) as stream:
                 stream_id = secrets.token_hex(8)
-                local = LocalOffer(
-                    self._plan.spec,
-                    group_size=self._plan.group_size,
-                    stream_id=stream_id,
-                    is_wanted=self._plan.shared_memory,
-                )
-                with closing(local):
+                with offered(self._config, self._plan.spec, stream_id=stream_id) as local:
                     try:
                         await self._welcomed(stream, stream_id, local)
                     except StreamEnded as ended:
@@ -106,8 +99,7 @@ class Player:
         response = await _received(stream)
         messages.check_welcome(response, run_id=plan.run_id)
         local.settle(response.welcome)
-        if local.pipes is not None:
-            stream.use(local.pipes)
+        stream.use(local.pipes)
         if plan.shared_memory and local.leaves is None:
             raise Refused("there is no shared memory between the processes here; use --no-shared-memory")
 

@@ -12,7 +12,6 @@ from services.inference.session import Introduction, StepReader
 from services.inference.slots import Slots
 from shared.algorithms.exploration import EVALUATION_EPSILON, epsilon_ladder
 from shared.specs import RunSpec
-from shared.types import Array
 from shared.wire import shared_memory
 
 
@@ -30,7 +29,12 @@ class Group:
         # [B], R2D2's; the whole ladder, since a group knows nothing of the others
         self.epsilon = np.full(self.rows, EVALUATION_EPSILON) if self.greedy else epsilon_ladder(self.rows)
         self.steps = 0  # environment steps; reset steps are none
-        shared = _taken(introduction)
+        shared = shared_memory.taken(
+            introduction.shared_memory,
+            introduction.environment,
+            group_size=self.rows,
+            stream_id=introduction.stream_id,
+        )
         self.shares_memory = shared is not None
         self._reader = StepReader(introduction.environment, group_size=self.rows, shared=shared)
         self._episodes = EpisodeCounter(self.rows)
@@ -113,15 +117,3 @@ class Group:
             weights_update=answer.weights_update,
             start=answer.start,
         )
-
-
-def _taken(introduction: Introduction) -> list[Array] | None:
-    """The memory that the actor offers, if it does and it can be reached."""
-    if introduction.shared_memory is None:
-        return None
-    return shared_memory.taken(
-        introduction.shared_memory,
-        introduction.environment,
-        group_size=introduction.group_size,
-        stream_id=introduction.stream_id,
-    )

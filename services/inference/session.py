@@ -1,7 +1,7 @@
 """The protocol as one stream sees it: bytes in, checked Hello and Step out. Knows no socket and no policy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ class Introduction:
     role: Role
     task: str
     environment: EnvironmentSpec
-    shared_memory: pb.SharedMemory | None = None  # that was offered
+    shared_memory: pb.SharedMemory = field(default_factory=pb.SharedMemory)  # that was offered, or empty
 
 
 def read_hello(data: bytes, *, run_id: str) -> Introduction:
@@ -57,7 +57,7 @@ def read_hello(data: bytes, *, run_id: str) -> Introduction:
         role=_ROLES[hello.role],
         task=hello.task,
         environment=environment,
-        shared_memory=hello.shared_memory if hello.HasField("shared_memory") else None,
+        shared_memory=hello.shared_memory,
     )
 
 

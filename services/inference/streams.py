@@ -151,7 +151,9 @@ class Streams:
         slots = self._slots.allocate(introduction.group_size)
         assert slots is not None, "checked"
         group = Group(introduction, spec=engine.spec, slots=slots, frames_in_place=engine.frames_in_place)
-        pipes = _pipes(introduction) if group.shares_memory else None
+        pipes = None
+        if group.shares_memory:
+            pipes = taken(introduction.shared_memory, group_size=group.rows, stream_id=introduction.stream_id)
         stream = Stream(
             group,
             engine.spec,
@@ -186,12 +188,3 @@ class Streams:
     def _gauge(self) -> None:
         self._metrics.streams.set(len(self._live))
         self._metrics.environments.set(self._slots.capacity - self._slots.free)
-
-
-def _pipes(introduction: Introduction) -> Pipes | None:
-    """Those that the actor offers, if it does and they can be reached."""
-    if introduction.shared_memory is None:
-        return None
-    return taken(
-        introduction.shared_memory, group_size=introduction.group_size, stream_id=introduction.stream_id
-    )
