@@ -3,15 +3,13 @@
 import hmac
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, get_args
+from typing import Literal
 from urllib.parse import unquote
 
 from services.inference.metrics import InferenceMetrics
-from services.inference.refusal import Refusal
 from shared.telemetry import get_logger
 
 Why = Literal["token", "tls", "plaintext"]
-WHYS: tuple[Why, ...] = get_args(Why)
 
 _SCHEME = "bearer "
 _REMEMBERED = 1000
@@ -29,18 +27,21 @@ class Access:
         self._known: OrderedDict[tuple[str, Why], None] = OrderedDict()
         self.real_peer: Callable[[str], str] = lambda peer: peer  # behind TLS: whose connection that is
 
-    def check(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> None:
-        """Raises Refusal unless the call's `metadata` has a token; `peer` is gRPC's name for who calls."""
+    def complaint(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> str | None:
+        """What to tell a caller without a token in the call's `metadata`; None for one that may call.
+
+        `peer` is gRPC's name for who calls.
+        """
         if not self._tokens:
-            return
+            return None
         brought = next((value for key, value in metadata if key == "authorization"), "")
         text = brought.decode(errors="replace") if isinstance(brought, bytes) else brought
         token = text[len(_SCHEME) :].encode() if text.lower().startswith(_SCHEME) else b""
         if sum(hmac.compare_digest(token, each) for each in self._tokens):  # compares all: no time tells
-            return
+            return None
         self.refused("token", host_of(self.real_peer(peer)), "a wrong token" if text else "no token")
         words = "the token is wrong" if text else "a token is wanted (authorization: Bearer …)"
-        raise Refusal("token", f"{words}; see SEEDRL_INFERENCE_TOKEN", status="UNAUTHENTICATED")
+        return f"{words}; see SEEDRL_INFERENCE_TOKEN"
 
     def refused(self, why: Why, address: str, reason: str) -> None:
         """Counts somebody at `address` who was refused; says so once."""

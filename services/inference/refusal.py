@@ -26,13 +26,10 @@ Reason = Literal[
     "reward",
     "observation",
     "timeout",  # a Step that did not come
-    "token",  # none or a wrong one
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
-Status = Literal[
-    "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "OK"
-]
+Status = Literal["INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "OK"]
 
 
 class Refusal(ProtocolError):

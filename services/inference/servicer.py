@@ -87,6 +87,11 @@ class InferenceServicer:
 
     async def act(self, _: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """One call from its Hello to its end."""
+        complaint = self._access.complaint(context.invocation_metadata() or (), context.peer())
+        if complaint is not None:
+            context.set_code(grpc.StatusCode.UNAUTHENTICATED)
+            context.set_details(complaint)
+            return
         task = asyncio.current_task()
         assert task is not None
         call = _Call(task)
@@ -110,7 +115,6 @@ class InferenceServicer:
             self._calls.discard(call)
 
     async def _serve(self, call: _Call, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        self._access.check(context.invocation_metadata() or (), context.peer())
         if self._closed is not None:
             raise self._closed
         hello = await _exchanged(call, context, None)
@@ -146,7 +150,7 @@ class InferenceServicer:
         return pb.ActResponse(welcome=welcome).SerializeToString()
 
     def _refused(self, call: _Call, refusal: Refusal) -> None:
-        if refusal.status in ("OK", "UNAUTHENTICATED"):  # the latter: see Access
+        if refusal.status == "OK":
             return
         self._metrics.refused_messages.labels(refusal.reason).inc()
         who = _who(call.introduction) if call.introduction else {}

@@ -244,6 +244,7 @@ async def test_metrics_are_as_prometheus_likes_them(nats: NatsRun) -> None:
         exposition = await service.exposition()
         assert_clean_metrics(exposition)
         assert 'seedrl_inference_refused_messages_total{reason="garbage"} 0.0' in exposition
+        assert 'refused_messages_total{reason="token"}' not in exposition  # a refused connection
 
 
 async def test_a_wrong_token_ends_the_service(nats: NatsRun) -> None:

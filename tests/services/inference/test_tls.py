@@ -9,7 +9,6 @@ from prometheus_client import CollectorRegistry
 
 from services.inference.access import Access, host_of
 from services.inference.metrics import InferenceMetrics
-from services.inference.refusal import Refusal
 from services.inference.tls import Certificate, tls_front
 from shared.errors import ConfigurationError
 from tests.support.certificates import made_certificates
@@ -69,10 +68,8 @@ def test_addresses_are_read_as_grpc_writes_them() -> None:
 def test_what_is_refused_is_counted_each_time() -> None:
     registry = CollectorRegistry()
     access = Access(("one", "two"), InferenceMetrics(registry))
-    access.check([("authorization", "Bearer two")], "ipv4:1.1.1.1:1")
+    assert access.complaint([("authorization", "Bearer two")], "ipv4:1.1.1.1:1") is None
     for metadata in ([], [("authorization", "Bearer three")], [("authorization", "one")]):
-        with pytest.raises(Refusal) as refusal:
-            access.check(metadata, "ipv4:1.1.1.1:1")
-        assert refusal.value.status == "UNAUTHENTICATED"
+        assert "SEEDRL_INFERENCE_TOKEN" in str(access.complaint(metadata, "ipv4:1.1.1.1:1"))
     name = "seedrl_inference_refused_connections_total"
     assert registry.get_sample_value(name, {"reason": "token"}) == 3
