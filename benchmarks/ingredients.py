@@ -9,9 +9,10 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import ale_py
 import gymnasium
@@ -32,16 +33,22 @@ ATARI |= {"repeat_action_probability": 0.0, "reward_clipping": False, "use_fire_
 ATARI |= {"episodic_life": False, "life_loss_info": True}
 
 
-def microseconds(work: Callable[[], object], steps: int, *, seconds: float, windows: int = 5) -> float:
-    """Median CPU µs per step over the windows; `work` does `steps` steps."""
-    figures = []
-    for window in range(windows + 1):
-        count, cpu, end = 0, time.process_time(), time.monotonic() + seconds
+class Ingredient(NamedTuple):
+    """A stage of the pipeline."""
+
+    work: Callable[[], object]
+    steps: int  # that one call of it does
+    context: AbstractContextManager[Any] = contextlib.nullcontext()  # held as long as the weights stay
+
+
+def microseconds(ingredient: Ingredient, *, seconds: float) -> float:
+    """CPU µs per step within so many seconds."""
+    count, cpu, end = 0, time.process_time(), time.monotonic() + seconds
+    with ingredient.context:
         while time.monotonic() < end:
-            work()
-            count += steps
-        figures += [1e6 * (time.process_time() - cpu) / count] if window else []  # the first one warms up
-    return median(figures)
+            ingredient.work()
+            count += ingredient.steps
+    return 1e6 * (time.process_time() - cpu) / count
 
 
 def built(name: str, *, unroll: int, plain: bool) -> nn.Module:
@@ -103,6 +110,34 @@ def learn(network: nn.Module, optimizer: torch.optim.Optimizer, context: Any, gi
     optimizer.step()
 
 
+def ingredients(
+    network_name: str, *, group: int, length: int, batch: int, plain: bool = False
+) -> dict[str, Ingredient]:
+    """Stepping `group` environments, inference for as many rows, an update from `batch` × `length` steps."""
+    gymnasium.register_envs(ale_py)
+    vector = gymnasium.make_vec(
+        "ALE/Pong-v5", num_envs=group, vectorization_mode="vector_entry_point", **ATARI
+    )
+    vector.reset(seed=0)
+    random = np.random.default_rng(0)
+
+    def step() -> Any:
+        return vector.step(random.integers(6, size=group))
+
+    shown = [step()[0].reshape(group, 84, 84) for _ in range(length + 1)]
+    frames = torch.from_numpy(np.stack(shown, axis=1))
+    network = built(network_name, unroll=length, plain=plain)
+    context = contextlib.nullcontext() if plain else autocast("auto", torch.device("cpu"), network)
+    optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-6, eps=0.01, foreach=not plain)
+    trained = {"action": torch.randint(6, (batch, length)), "reward": torch.randn(batch, length)}
+    update = partial(learn, network, optimizer, context, inputs(frames, batch, length + 1) | trained)
+    return {
+        "env": Ingredient(step, group),
+        "inference": Ingredient(partial(act, network, inputs(frames, group, 1)), group, context),
+        "learner": Ingredient(update, batch * length),
+    }
+
+
 def main() -> None:
     """Prints the figures as one line of JSON."""
     parser = argparse.ArgumentParser(
@@ -118,31 +153,11 @@ def main() -> None:
     if not args.plain:
         keep_freed_memory()
     torch.set_num_threads(1)
-    group, length, batch = args.group_size, args.unroll, args.batch_size
-
-    gymnasium.register_envs(ale_py)
-    vector = gymnasium.make_vec(
-        "ALE/Pong-v5", num_envs=group, vectorization_mode="vector_entry_point", **ATARI
-    )
-    vector.reset(seed=0)
-    random = np.random.default_rng(0)
-
-    def step() -> Any:
-        return vector.step(random.integers(6, size=group))
-
-    figures = {"env": microseconds(step, group, seconds=args.seconds)}
-    shown = [step()[0].reshape(group, 84, 84) for _ in range(length + 1)]
-    frames = torch.from_numpy(np.stack(shown, axis=1))
-
-    network = built(args.network, unroll=length, plain=args.plain)
-    context = contextlib.nullcontext() if args.plain else autocast("auto", torch.device("cpu"), network)
-    with context:  # held as long as the weights stay, as inference does
-        work: Callable[[], object] = partial(act, network, inputs(frames, group, 1))
-        figures["inference"] = microseconds(work, group, seconds=args.seconds)
-    optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-6, eps=0.01, foreach=not args.plain)
-    trained = {"action": torch.randint(6, (batch, length)), "reward": torch.randn(batch, length)}
-    work = partial(learn, network, optimizer, context, inputs(frames, batch, length + 1) | trained)
-    figures["learner"] = microseconds(work, batch * length, seconds=args.seconds)
+    sizes = {"group": args.group_size, "length": args.unroll, "batch": args.batch_size}
+    figures = {}
+    for name, ingredient in ingredients(args.network, plain=args.plain, **sizes).items():
+        _, *windows = (microseconds(ingredient, seconds=args.seconds) for _ in range(6))  # one warms up
+        figures[name] = median(windows)
     figures["bound_of_2_cores"] = 2e6 / sum(figures.values())
     print(json.dumps({name: round(value, 1) for name, value in figures.items()}))
 

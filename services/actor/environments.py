@@ -69,6 +69,18 @@ class GroupMaker:
                 f"{self.env} could not be made ({way}): {type(error).__name__}: {first_line(error)}"
             ) from error
 
+    @property
+    def seeds_itself(self) -> bool:
+        """Whether the environments differ without seeds, which would cost as much as to make them once more.
+
+        Native ALE environments load their game again for a seed, a tenth of a second for each. What differs
+        is the number of no-ops they begin with; sticky actions are drawn by the emulator, which does not
+        seed itself well: those want seeds. Raises UnsupportedEnvironment.
+        """
+        spec = resolved(self.env)
+        is_sticky = self.env_kwargs.get("repeat_action_probability", 0) != 0
+        return self._way(spec) == "native" and _is_ale_vector(spec) and not is_sticky
+
     def _way(self, spec: EnvSpec) -> Vectorization:
         if self.vectorization == "native" and spec.vector_entry_point is None:
             raise UnsupportedEnvironment(

@@ -166,8 +166,9 @@ def group_maker(config: ActorConfig) -> GroupMaker:
 
 
 def _make_group(config: ActorConfig, index: int) -> SteppedGroup:
+    maker = group_maker(config)
     seeds = group_seeds(config.seed, actor_id=config.actor_id, group=index)
-    return SteppedGroup(group_maker(config), seeds=seeds)
+    return SteppedGroup(maker, seeds=None if config.seed is None and maker.seeds_itself else seeds)
 
 
 def group_seeds(seed: int | None, *, actor_id: str, group: int) -> np.random.SeedSequence:

@@ -44,9 +44,9 @@ class SteppedGroup:
     """
 
     def __init__(
-        self, make: Callable[[], VectorEnv[Any, Any, Any]], *, seeds: np.random.SeedSequence
+        self, make: Callable[[], VectorEnv[Any, Any, Any]], *, seeds: np.random.SeedSequence | None
     ) -> None:
-        """Makes the environments. Raises UnsupportedEnvironment."""
+        """Makes the environments; without `seeds` they seed themselves. Raises UnsupportedEnvironment."""
         self._lock = threading.Lock()
         self._make = make
         self._seeds = seeds
@@ -97,7 +97,7 @@ class SteppedGroup:
             closed(self._env)
 
     def _made(self) -> tuple[VectorEnv[Any, Any, Any], int | None]:
-        return self._make(), seed_from(self._seeds)
+        return self._make(), None if self._seeds is None else seed_from(self._seeds)
 
     def _all_first(self) -> Transition:
         seed, self._seed = self._seed, None  # only the first reset: later ones go on with the same generators

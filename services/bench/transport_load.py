@@ -54,6 +54,13 @@ class LoadPlan(NamedTuple):
         return EnvironmentSpec(observation=(leaf,), num_actions=self.num_actions)
 
 
+class LoadResult(NamedTuple):
+    """What a load process tells in the end."""
+
+    latencies: list[float]  # seconds, of each message that was answered within the window
+    pipes: bool  # whether the messages of all its streams went through pipes
+
+
 class Player:
     """One stream: sends the steps over and over, each as soon as the one before is answered."""
 
@@ -70,6 +77,7 @@ class Player:
             }
         )
         self.answered = asyncio.Event()
+        self.pipes = False  # whether messages go through them
         self.end = float("inf")
         self.timings: list[tuple[float, float]] = []  # when an answer came, and after how many seconds
 
@@ -100,6 +108,7 @@ class Player:
         messages.check_welcome(response, run_id=plan.run_id)
         local.settle(response.welcome)
         stream.use(local.pipes)
+        self.pipes = local.pipes is not None
         if plan.shared_memory and local.leaves is None:
             raise Refused("there is no shared memory between the processes here; use --no-shared-memory")
 
@@ -153,7 +162,8 @@ async def _load(plan: LoadPlan) -> None:
         for player in players:
             player.end = end
     latencies = [seconds for player in players for now, seconds in player.timings if begin <= now < end]
-    print(orjson.dumps(latencies).decode())
+    result = LoadResult(latencies, pipes=all(player.pipes for player in players))
+    print(orjson.dumps(result._asdict()).decode())
 
 
 async def _instructed(

@@ -16,7 +16,7 @@ from services.bench.cpu import cpu_seconds
 from services.bench.service_process import running, stays
 from services.bench.transport_config import TransportConfig
 from services.bench.transport_frames import record
-from services.bench.transport_load import LoadPlan
+from services.bench.transport_load import LoadPlan, LoadResult
 from services.local.process import ChildProcess, clean_environment, module, seedrl
 from services.nats_server import NatsServer, embedded_nats
 from shared.addresses import free_port
@@ -32,7 +32,6 @@ from shared.networks.build import build_network
 from shared.networks.precision import resolve_device
 from shared.run_spec import own_spec
 from shared.specs import RunSpec
-from shared.types import Array
 from shared.wire.chunks import read_header
 
 _RUN_ID = "bench"
@@ -51,6 +50,7 @@ class Figures:
     group_size: int
     streams: int
     shared_memory: bool
+    pipes: bool
     device: str
     seconds: float
     rows_per_second: float
@@ -156,11 +156,14 @@ async def _window(
         await asyncio.sleep(max(0.0, moment - time.monotonic()))
         cpu = {name: sum(map(cpu_seconds, numbers)) for name, numbers in pids.items()}
         readings.append(_Reading(sink.chunks, sink.chunk_bytes, cpu))
-    latencies = np.concatenate([await load.latencies() for load in loads])
-    return _figures(config, latencies, *readings)
+    results = [await load.result() for load in loads]
+    return _figures(config, results, *readings)
 
 
-def _figures(config: TransportConfig, latencies: Array, before: _Reading, after: _Reading) -> Figures:
+def _figures(
+    config: TransportConfig, results: Sequence[LoadResult], before: _Reading, after: _Reading
+) -> Figures:
+    latencies = np.concatenate([result.latencies for result in results])
     if not len(latencies):
         raise RunError("no step was answered within the window; give a larger --seconds")
     rows = len(latencies) * config.group_size
@@ -174,6 +177,7 @@ def _figures(config: TransportConfig, latencies: Array, before: _Reading, after:
         group_size=config.group_size,
         streams=config.streams,
         shared_memory=config.shared_memory,
+        pipes=all(result.pipes for result in results),
         device=config.device,
         seconds=config.seconds,
         rows_per_second=rows / config.seconds,
@@ -229,12 +233,12 @@ class _Load:
         """Names the window, on the monotonic clock."""
         self._input.write(f"{begin!r} {end!r}\n".encode())
 
-    async def latencies(self) -> Array:
-        """[messages] seconds of each, once the window is over. Raises RunError."""
+    async def result(self) -> LoadResult:
+        """Once the window is over. Raises RunError."""
         output = await self._output.read()
         if await self._process.wait() != 0:
             await self._fail()
-        return np.array(orjson.loads(output), np.float64)
+        return LoadResult(**orjson.loads(output))
 
     async def _fail(self) -> None:
         lines = (await self._errors.read()).decode(errors="replace").splitlines()

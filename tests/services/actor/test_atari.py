@@ -1,6 +1,7 @@
 """What ale-py's vector environment really does, and what the actor makes of it, in real games."""
 
 from typing import Any
+from unittest import mock
 
 import gymnasium
 import numpy as np
@@ -198,3 +199,35 @@ def test_the_seed_decides_the_games() -> None:
     )
     assert one == same
     assert one != other
+
+
+def test_environments_without_seeds_play_games_of_their_own() -> None:
+    maker = GroupMaker(env="ALE/Pong-v5", group_size=8, env_threads=1)
+    last: set[bytes] = set()
+    for _ in range(2):
+        vector: Any = maker()
+        with mock.patch.object(vector, "reset", wraps=vector.reset) as reset:
+            group = SteppedGroup(lambda vector=vector: vector, seeds=None)  # type: ignore[misc]
+            group.reset()
+        reset.assert_called_once_with(seed=None)  # with one, each game would be loaded again
+        for _ in range(60):
+            frames = group.step(np.full(8, FIRE)).observation[0]
+        last |= {frames[row * 84 * 84 : (row + 1) * 84 * 84] for row in range(8)}
+        group.close()
+    assert len(last) >= 4  # of at most 30, one for each number of no-ops
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "seeds_itself"),
+    [
+        ("ALE/Pong-v5", {}, True),
+        ("ALE/Pong-v5", {"env_kwargs": {"repeat_action_probability": 0.0}}, True),
+        ("ALE/Pong-v5", {"env_kwargs": {"repeat_action_probability": 0.25}}, False),
+        ("ALE/Pong-v5", {"vectorization": "sync"}, False),
+        ("CartPole-v1", {}, False),
+    ],
+)
+def test_native_games_without_sticky_actions_need_no_seeds(
+    env: str, settings: dict[str, Any], seeds_itself: bool
+) -> None:
+    assert GroupMaker(env=env, group_size=1, **settings).seeds_itself is seeds_itself

@@ -57,7 +57,7 @@ def test_every_answered_row_is_counted_and_reaches_the_consumer_in_chunks(
     assert result.returncode == 0, result.stderr
     figures: dict[str, Any] = orjson.loads(result.stdout)
     assert (figures["observation"], figures["group_size"], figures["streams"]) == ([84, 84], 8, 3)
-    assert figures["shared_memory"] is shared_memory
+    assert figures["shared_memory"] is figures["pipes"] is shared_memory
     assert figures["device"] == str(resolve_device("auto"))
     assert figures["rows_per_second"] == pytest.approx(8 * figures["messages_per_second"])
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
