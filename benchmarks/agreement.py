@@ -3,7 +3,8 @@
     python -m benchmarks.agreement --preset atari_vtrace_deep     the options of `seedrl bench pipeline`
 
 Prints one line of JSON: per stage the median CPU µs per step of both, and the median of the rounds' ratios.
-There are as many rounds as that command has --windows, and each measures both for --stage-seconds.
+There are as many rounds as that command has --windows, and each measures both for --stage-seconds. Where
+there is a GPU, give --device cpu: `ingredients.py` computes on the CPU.
 """
 
 import json

@@ -74,8 +74,8 @@ class GroupMaker:
         """Whether the environments differ without seeds, which would cost as much as to make them once more.
 
         Native ALE environments load their game again for a seed, a tenth of a second for each. What differs
-        is the number of no-ops they begin with; sticky actions are drawn by the emulator, which does not
-        seed itself well: those want seeds. Raises UnsupportedEnvironment.
+        is the number of no-ops they begin with, each drawn from a generator of its own; sticky actions come
+        from the emulator's, so those get seeds. Raises UnsupportedEnvironment.
         """
         spec = resolved(self.env)
         is_sticky = self.env_kwargs.get("repeat_action_probability", 0) != 0
