@@ -4,7 +4,7 @@
 
 Prints one line of JSON: per stage the median CPU µs per step of both, and the median of the rounds' ratios.
 There are as many rounds as that command has --windows, and each measures both for --stage-seconds. Where
-there is a GPU, give --device cpu: `ingredients.py` computes on the CPU.
+there is a GPU, it wants --device cpu: `ingredients.py` computes on the CPU.
 """
 
 import json
@@ -25,6 +25,7 @@ from services.cli import known_settings
 from services.local.config import CONFIG_FILE, write_config
 from shared.errors import ConfigurationError, SeedrlError
 from shared.memory import keep_freed_memory
+from shared.networks.precision import resolve_device
 
 
 async def agreement(config: PipelineConfig) -> dict[str, dict[str, float]]:
@@ -61,6 +62,8 @@ def main() -> int:
         config: Any = PipelineConfig.loaded(sys.argv[1:], prog="agreement", known=known_settings())
         if config.env != "ALE/Pong-v5" or config.agent != "vtrace" or config.lstm_size:
             raise ConfigurationError("ingredients.py knows ALE/Pong-v5 and V-trace without an LSTM alone")
+        if resolve_device(config.device).type != "cpu":
+            raise ConfigurationError("ingredients.py computes on the CPU: give --device cpu")
         print(json.dumps(uninterrupted(agreement(config))))
     except SeedrlError as error:
         print(f"agreement: {error}", file=sys.stderr)

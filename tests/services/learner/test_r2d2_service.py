@@ -187,7 +187,7 @@ async def test_a_restarted_learner_goes_on_with_its_target_network_and_counts(
             trainer = learner._session.trainer  # type: ignore[union-attr]
             assert trainer.updates == before.updates
             for name, tensor in trainer.target_network.state_dict().items():
-                assert tensor.equal(target[name])
+                assert tensor.cpu().equal(target[name])
             replay.may_sample.set()
             await eventually(lambda: load_accounts(tmp_path).updates > before.updates)
         after = load_accounts(tmp_path)
