@@ -102,17 +102,22 @@ def save_checkpoint(
 
 
 def latest_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None; damaged ones are logged and passed over.
+    """The newest checkpoint that is whole; None where there is none at all.
 
-    Raises RunError when it is whole but of another format.
+    Damaged ones are logged and passed over. Raises RunError when there are no others, and when one is whole
+    but of another format.
     """
+    damages = []
     for path in _checkpoints(directory):
         try:
             files = _whole_files(path)
         except _Damaged as damage:
             log.warning("checkpoint %s is damaged and not used: %s", path, damage)
+            damages.append(f"{path.name}: {damage}")
             continue
         return _parsed(path, files)
+    if damages:
+        raise RunError(f"no checkpoint in {directory} is whole: {'; '.join(damages)}")
     return None
 
 

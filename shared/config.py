@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         env_prefix=ENV_PREFIX,
         use_attribute_docstrings=True,
         cli_kebab_case=True,
@@ -69,7 +70,9 @@ class Settings(BaseSettings):
 class Group(BaseModel):
     """Base of the groups of settings; a field's docstring is its help text."""
 
-    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(use_attribute_docstrings=True)
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class LogSettings(Group):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shlex
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,9 +16,9 @@ from rich.table import Table
 from services.commands.config import EvalConfig
 from services.learner.accounts import COMPLETED
 from services.learner.replay_counts import replay_counts
-from services.local.config import CONFIG_FILE, TrainConfig, write_config
+from services.local.config import CONFIG_FILE, TrainConfig
 from services.local.connection import published_connection
-from services.local.directory import used_directory
+from services.local.directory import configured, used_directory
 from services.local.display import doing, headline, services_table
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
@@ -49,9 +50,9 @@ def train(config: TrainConfig) -> int:
     console = Console()
     with used_directory(config) as directory:
         discarded = discarded_before(config)
-        write_config(config, directory / CONFIG_FILE)
-        console.print(f"training {config.env} in {directory}")
-        summary = run_command(_train(config, console, discarded))
+        with configured(config):
+            console.print(f"training {config.env} in {directory}")
+            summary = run_command(_train(config, console, discarded))
         if config.agent == "r2d2" and summary["exit_reason"] in COMPLETED and config.eval_episodes:
             summary = _evaluated(config, console, summary)
     _tell(console, directory, summary)
@@ -130,7 +131,8 @@ async def _shown(
     console: Console, config: TrainConfig, run: LocalRun, board: StatusBoard
 ) -> AsyncIterator[None]:
     """Shows a live table on a terminal, else a line now and then."""
-    join = f"seedrl actor {config.env} --inference-url {run.inference_url} --run-id {config.run_id}"
+    settings = shlex.quote(str(config.directory / CONFIG_FILE))
+    join = f"seedrl actor {config.env} --preset {settings} --inference-url {run.inference_url}"
     console.print(f"another actor: {join}", soft_wrap=True, highlight=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:

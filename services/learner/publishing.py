@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from typing import NamedTuple
 
 from shared.bus.connection import Bus
 from shared.bus.weights import publish_weights
 
 _PAUSES = 9.0  # seconds without, for each second of publishing
-_LONGEST_PAUSE_SECONDS = 5.0  # also when the last one took long because the server was away
+_LONGEST_PAUSE_SECONDS = 5.0
 
 
 class Snapshot(NamedTuple):
@@ -73,20 +72,20 @@ class WeightsPublisher:
             await self._published.wait_for(lambda: self.update >= update)
 
     async def _publish(self) -> float:
-        """Publishes once; the seconds it took."""
+        """Publishes once; the seconds it took, not counting those for which the server was away."""
         snapshot = await self._snapshot()
         await self._journaled(snapshot.update)
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        publish = partial(
-            publish_weights,
-            self._bus,
-            snapshot.data,
-            update=snapshot.update,
-            network_hash=self._network_hash,
-        )
-        self.version = await self._bus.persistently(publish)
+        clock = asyncio.get_running_loop().time
+
+        async def publish() -> tuple[int, float]:
+            started = clock()
+            version = await publish_weights(
+                self._bus, snapshot.data, update=snapshot.update, network_hash=self._network_hash
+            )
+            return version, clock() - started
+
+        self.version, took = await self._bus.persistently(publish)
         async with self._published:
             self.update = snapshot.update
             self._published.notify_all()
-        return loop.time() - started
+        return took

@@ -1,11 +1,12 @@
 """Configuration of `seedrl train`: all that a service of the run can be told, and the supervisor's own."""
 
+import os
 import re
 import secrets
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -67,6 +68,8 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
     """Given to each actor by the supervisor."""
     http_port: CliSuppress[int] = 0
     """Each service takes a free port."""
+    role: CliSuppress[Literal["train"]] = "train"
+    """That of every actor."""
 
     @model_validator(mode="before")
     @classmethod
@@ -118,12 +121,19 @@ def saved_env(run_dir: Path) -> str:
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    """Writes the resolved configuration, without secrets: a preset for every service of the run."""
+    """Writes the resolved configuration, whole, without secrets: a preset for every service of the run."""
     values = config.model_dump(
         mode="json", exclude=_OWN_OF_ONE_PROCESS | {"preset"} | _ACCESS, exclude_none=True
     )
+    replace_config(path, yaml.safe_dump(values, sort_keys=True).encode())
+
+
+def replace_config(path: Path, content: bytes) -> None:
+    """Puts `content` in the place of `path` in one step. Raises RunError when it cannot be written."""
+    temporary = path.with_suffix(".tmp")
     try:
-        path.write_text(yaml.safe_dump(values, sort_keys=True))
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 

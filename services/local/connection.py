@@ -48,4 +48,18 @@ def read_connection(directory: Path) -> Connection:
             f"{directory}: no run goes on there" if is_run else f"{directory} is no run's directory"
         )
     with reading(path):
-        return Connection(**orjson.loads(path.read_bytes()))
+        connection = Connection(**orjson.loads(path.read_bytes()))
+        lives = _lives(connection.pid)
+    if not lives:
+        raise RunError(f"{directory}: no run goes on there; its seedrl train was killed")
+    return connection
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True

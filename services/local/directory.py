@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.learner.accounts import Accounts, has_begun, load_accounts
-from services.local.config import CONFIG_FILE, TrainConfig
-from shared.errors import RunError
+from services.local.config import CONFIG_FILE, TrainConfig, replace_config, write_config
+from shared.errors import RunError, SeedrlError
 
 _LOCK_FILE = "lock"
 # What a run leaves that ended before it trained; nobody misses it when the directory is used again.
@@ -38,6 +38,24 @@ def used_directory(config: TrainConfig) -> Iterator[Path]:
         yield directory
     finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def configured(config: TrainConfig) -> Iterator[None]:
+    """The run directory says `config`; what it said before comes back where a resumed run is refused.
+
+    It is refused where the block ends with a SeedrlError before another step was trained: with settings that
+    are not the run's, say, which would keep it from ever going on.
+    """
+    path = config.directory / CONFIG_FILE
+    before, steps = path.read_bytes() if config.resume else b"", load_accounts(config.directory).steps
+    write_config(config, path)
+    try:
+        yield
+    except SeedrlError:
+        if config.resume and load_accounts(config.directory).steps == steps:
+            replace_config(path, before)
+        raise
 
 
 def _check_unused(directory: Path) -> None:

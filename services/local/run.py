@@ -103,15 +103,12 @@ class LocalRun:
         if service in INFERENCE_ACCESS:
             settings |= {name: getattr(self.config, name) for name in INFERENCE_ACCESS[service]}
         return {
-            ENV_PREFIX + name.upper(): value.get_secret_value()
-            if isinstance(value, SecretStr)
-            else str(value)
-            for name, value in settings.items()
-            if value is not None
+            ENV_PREFIX + name.upper(): _told(value) for name, value in settings.items() if value is not None
         }
 
     def _common(self) -> list[str]:
-        return ["--preset", str(self.config.directory / CONFIG_FILE), "--log-format", "json"]
+        preset = str(self.config.directory / CONFIG_FILE)
+        return ["--preset", preset, "--http-host", self.config.http_host, "--log-format", "json"]
 
     def _inference_command(self) -> list[str]:
         where = ["--host", self.config.host, "--port", str(self._port)]

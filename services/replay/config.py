@@ -32,11 +32,11 @@ class ReplayConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Seque
     """Bytes of trajectories that replay holds at most; the oldest make room; 0: no limit."""
     min_replay_size: int = Field(5000, ge=1)
     """Sequences that replay holds before it gives the first."""
-    replay_ratio: float = Field(0.75, gt=0, allow_inf_nan=False)
+    replay_ratio: float = Field(0.75, gt=0)
     """Sequences sampled per sequence inserted."""
     priority_exponent: float = Field(0.9, ge=0, le=1)
     """α: a sequence is sampled in proportion to its priority to this power; 0: all alike."""
-    rate_limiter_error_buffer: float = Field(0.0, ge=0, allow_inf_nan=False)
+    rate_limiter_error_buffer: float = Field(0.0, ge=0)
     """By how many sequences what was sampled may be ahead of or behind --replay-ratio times what was
     inserted: at least twice --batch-size and twice --replay-ratio times a message's rows; 0: just that."""
     snapshot_seconds: float = Field(600.0, gt=0)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shared.errors import ConfigurationError
-from shared.networks.contract import random_input
+from shared.networks.contract import check_tensors, random_input
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
 from shared.networks.interface import OUTPUTS, Network
@@ -60,14 +60,14 @@ def _agent(network_class: type[Any], spec: RunSpec) -> dict[str, Agent]:
 
 
 def _check_output(name: str, network: nn.Module, spec: RunSpec) -> None:
-    """Raises ConfigurationError when the network is made for another agent than the run's."""
+    """Raises ConfigurationError when the network is made for another agent or environment than the run's."""
     generator = torch.Generator().manual_seed(0)
-    inputs = random_input(spec.environment, spec.network, steps=1, batch=1, generator=generator)
+    inputs = random_input(spec.environment, spec.network, steps=2, batch=3, generator=generator)
     wanted = OUTPUTS[spec.agent]
     modes = [(module, module.training) for module in network.modules()]
     try:
         with torch.no_grad():
-            output, _ = network.eval()(inputs, cast(Network, network).initial_state(1))
+            output, _ = network.eval()(inputs, cast(Network, network).initial_state(3))
     except Exception as error:
         raise ConfigurationError(f"network {name} could not be run: {_words(error)}") from error
     finally:
@@ -79,6 +79,11 @@ def _check_output(name: str, network: nn.Module, spec: RunSpec) -> None:
             f"network {name} returns {type(output).__name__} without {', '.join(missing)}: "
             f"agent {spec.agent} needs {wanted.__name__}"
         )
+    try:
+        tensors = wanted(*(getattr(output, field) for field in wanted._fields))
+        check_tensors(tensors, inputs, spec.environment.num_actions)
+    except AssertionError as error:
+        raise ConfigurationError(f"network {name}: {error}, for 2 steps of 3 rows") from error
 
 
 def check_network_name(name: str) -> None:

@@ -72,6 +72,15 @@ def random_input(
     )
 
 
+def check_tensors(output: Output, inputs: NetworkInput, num_actions: int, *, where: str = "") -> None:
+    """Raises AssertionError, with words that begin with `where`, for a tensor of `output` that cannot be one
+    for `inputs`: of another shape or dtype, or not finite.
+    """
+    lead = tuple(inputs.is_first.shape)
+    for name, value in zip(output._fields, output, strict=True):
+        _check_tensor(f"{where}{name}", value, lead if name == "baseline" else (*lead, num_actions))
+
+
 def _random_leaf(leaf: LeafSpec, lead: tuple[int, ...], generator: torch.Generator) -> Tensor:
     shape = (*lead, *leaf.shape)
     if leaf.n:
@@ -105,9 +114,7 @@ def _check_shapes(network: nn.Module, inputs: NetworkInput, num_actions: int) ->
         with torch.autocast(inputs.is_first.device.type, dtype=torch.bfloat16, enabled=enabled):
             output, after = network(inputs, before)
         where = "under bfloat16 autocast, " if enabled else ""
-        for name, value in output._asdict().items():
-            actions = () if name == "baseline" else (num_actions,)
-            _check_tensor(f"{where}{name}", value, (_STEPS, _BATCH, *actions))
+        check_tensors(output, inputs, num_actions, where=where)
         assert len(after) == len(before), f"{where}the state has {len(after)} leaves, before {len(before)}"
         for index, (old, new) in enumerate(zip(before, after, strict=True)):
             _check_tensor(f"{where}state leaf {index}", new, tuple(old.shape))
@@ -209,6 +216,7 @@ def _initial_state(network: nn.Module, batch: int) -> State:
 
 
 def _check_tensor(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    assert isinstance(value, Tensor), f"{name} is no tensor but {type(value).__name__}"
     assert tuple(value.shape) == shape, f"{name} must be {list(shape)}, not {list(value.shape)}"
     assert value.dtype == torch.float32, f"{name} must be float32, not {value.dtype}"
     assert value.isfinite().all(), f"{name} is not finite"

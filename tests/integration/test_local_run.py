@@ -63,6 +63,8 @@ def test_an_interrupted_run_saves_exits_with_0_and_can_be_resumed(tmp_path: Path
 
     total = str(first["steps"] + 4000)
     words = ("CartPole-v1", "--resume", "--total-steps", total)
+    other = seedrl("train", *words, "--run-dir", directory, "--hidden-sizes", "32", cwd=tmp_path)
+    assert "network hidden_sizes is (32,), the run's is (" in one_clear_line(other)
     with training(*words, directory=directory, cwd=tmp_path) as run:
         run.finish()
     second = run.summary()
@@ -174,8 +176,8 @@ def test_every_service_answers_health_status_and_clean_metrics(tmp_path: Path) -
 def test_a_second_actor_joins_and_leaves_without_an_error_anywhere(tmp_path: Path) -> None:
     with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
         run.until_steps(1000)
-        reach = run.connection()
-        where = ("--inference-url", reach["inference_url"], "--run-id", reach["run_id"])
+        config = run.directory / "config.yaml"
+        where = ("--preset", config, "--inference-url", run.connection()["inference_url"])
         guest = subprocess.Popen(
             command(
                 "actor", "CartPole-v1", *where, "--actor-id", "guest", "--groups", "1", "--group-size", "5"

@@ -20,6 +20,12 @@ from tests.support.commands import one_clear_line, seedrl
         (["train", "CartPole-v1", "--speed", "9"], "--speed"),
         (["train", "CartPole-v1", "--learning-rate", "-1"], "--learning-rate"),
         (["train", "CartPole-v1", "--total-steps", "many"], "--total-steps"),
+        (
+            ["train", "CartPole-v1", "--learning-rate", "inf"],
+            "--learning-rate: Input should be a finite number",
+        ),
+        (["train", "CartPole-v1", "--max-seconds", "nan"], "--max-seconds"),
+        (["train", "CartPole-v1", "--role", "eval"], "--role"),
         (["train", "CartPole-v1", "--network", "nope"], "nope"),
         (["train", "CartPole-v1", "--network", "no_such_module:Net"], "no_such_module"),
         (["train", "no_such_package:Env-v0"], "no_such_package"),

@@ -8,7 +8,7 @@ from services.learner.publishing import Snapshot, WeightsPublisher
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.weights import Weights, WeightsReader
-from tests.support.nats import NatsRun
+from tests.support.nats import NatsRun, OwnNats
 from tests.support.waiting import eventually
 
 
@@ -102,3 +102,27 @@ async def test_the_interval_holds_back_until_the_end_hurries(nats: NatsRun) -> N
             assert source.snapshots == 1
             await publisher.published(1)
         assert source.snapshots == 2
+
+
+async def test_after_a_servers_absence_weights_follow_at_once(own_nats: OwnNats) -> None:
+    async with own_nats.bus() as bus:
+        source, clock = Source(), asyncio.get_running_loop().time
+        async with publishing(bus, source) as publisher:
+            await publisher_reaches(publisher, source, 0)
+            await own_nats.kill()
+            killed = clock()
+            source.update = 1
+            publisher.offer()
+            await eventually(lambda: source.snapshots == 2)
+            await own_nats.start()
+            await eventually(lambda: publisher.update == 1)
+            back = clock()
+            await publisher_reaches(publisher, source, 2)
+            assert clock() - back < 2 * (back - killed)
+
+
+async def publisher_reaches(publisher: WeightsPublisher, source: Source, update: int) -> None:
+    """Offers `update` and waits until it is published, in its own time."""
+    source.update = update
+    publisher.offer()
+    await eventually(lambda: publisher.update == update)

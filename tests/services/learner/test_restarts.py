@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 import signal
 import traceback
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from shared import settling
 from shared.accounts import ACCOUNTS_FILE, write_accounts
 from shared.bus.work_queue import QueueConsumer, QueueMessage, is_queued, queue_state
 from shared.checkpoints import latest_checkpoint
+from shared.errors import RunError
 from tests.support.commands import command, environment
 from tests.support.learner_runs import BATCH_SIZE, SETTINGS, UNROLL, Queue, learner_config, learning
 from tests.support.nats import NatsRun, OwnNats
@@ -46,8 +48,7 @@ async def test_resume_without_a_checkpoint_begins_with_fresh_weights(nats: NatsR
         async with learning(learner_config(nats, tmp_path)):
             await queue.fed(4)
             await queue.emptied()
-        for path in (tmp_path / "checkpoints").rglob("manifest.json"):
-            path.unlink()
+        shutil.rmtree(tmp_path / "checkpoints")
         async with learning(learner_config(nats, tmp_path, resume=True)):
             await queue.fed(4)
             await queue.emptied()
@@ -56,6 +57,26 @@ async def test_resume_without_a_checkpoint_begins_with_fresh_weights(nats: NatsR
         checkpoint = latest_checkpoint(tmp_path / "checkpoints")
         assert checkpoint is not None
         assert checkpoint.counters["effective_updates"] == 2
+
+
+async def test_resume_with_damaged_checkpoints_alone_is_refused_and_changes_nothing(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path)):
+            await queue.fed(4)
+            await queue.emptied()
+        for path in (tmp_path / "checkpoints").rglob("manifest.json"):
+            path.unlink()
+        before = load_accounts(tmp_path)
+        files = sorted((tmp_path / "checkpoints").rglob("*"))
+        await queue.fed(2)
+        async with learning(learner_config(nats, tmp_path, resume=True), fails=True) as learner:
+            with pytest.raises(RunError, match=r"no checkpoint in .*checkpoints is whole: checkpoint-0+2: "):
+                await learner.ended()
+        assert sorted((tmp_path / "checkpoints").rglob("*")) == files
+        assert (load_accounts(tmp_path).updates, load_accounts(tmp_path).rolled_back) == (before.updates, 0)
 
 
 async def test_resume_in_an_empty_directory_begins_a_run(nats: NatsRun, tmp_path: Path) -> None:

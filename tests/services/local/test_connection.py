@@ -1,5 +1,9 @@
 """What a run leaves for other commands to find it."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +11,7 @@ import pytest
 from services.local.connection import CONNECTION_FILE, Connection, published_connection, read_connection
 from shared.errors import RunError
 
-CONNECTION = Connection("127.0.0.1:1", "hush", "nats://127.0.0.1:2", 3, "mine")
+CONNECTION = Connection("127.0.0.1:1", "hush", "nats://127.0.0.1:2", os.getpid(), "mine")
 
 
 def test_a_run_can_be_found_while_it_goes_on_by_its_owner_only(tmp_path: Path) -> None:
@@ -17,6 +21,15 @@ def test_a_run_can_be_found_while_it_goes_on_by_its_owner_only(tmp_path: Path) -
         assert (tmp_path / CONNECTION_FILE).stat().st_mode & 0o777 == 0o600
     (tmp_path / "config.yaml").touch()
     with pytest.raises(RunError, match="no run goes on there"):
+        read_connection(tmp_path)
+
+
+def test_a_run_whose_supervisor_was_killed_does_not_go_on(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    words = "no run goes on there; its seedrl train was killed"
+    connection = replace(CONNECTION, pid=ended.pid)
+    with published_connection(tmp_path, connection), pytest.raises(RunError, match=words):
         read_connection(tmp_path)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from services.learner.accounts import Accounts
-from services.local.config import TrainConfig
-from services.local.directory import used_directory
+from services.local.config import TrainConfig, write_config
+from services.local.directory import configured, used_directory
 from shared.accounts import write_accounts
 from shared.errors import RunError
 
@@ -20,6 +20,25 @@ def config(directory: Path, *, resume: bool = False, **settings: float) -> Train
 def use(directory: Path, *, resume: bool = False, **settings: float) -> None:
     with used_directory(config(directory, resume=resume, **settings)):
         pass
+
+
+@pytest.mark.parametrize(("resume", "steps", "stays"), [(True, 0, False), (True, 1, True), (False, 0, True)])
+def test_only_a_refused_resume_leaves_the_configuration_as_it_was(
+    resume: bool, steps: int, stays: bool, tmp_path: Path
+) -> None:
+    before, after = config(tmp_path, unroll=7), config(tmp_path, resume=resume, unroll=8)
+    write_config(before, tmp_path / "config.yaml")
+
+    def refused() -> None:
+        with configured(after):
+            assert "unroll: 8" in (tmp_path / "config.yaml").read_text()
+            write_accounts(tmp_path, Accounts(steps=steps).to_json())
+            raise RunError("refused")
+
+    with pytest.raises(RunError, match="refused"):
+        refused()
+    assert f"unroll: {8 if stays else 7}" in (tmp_path / "config.yaml").read_text()
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_new_directory_is_made(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ def test_an_r2d2_run_has_a_replay_in_the_same_directory_as_its_learner(tmp_path:
     assert "--nats-url nats://127.0.0.1:1" in words(run, "replay")
 
 
+def test_every_service_answers_http_where_the_run_says(tmp_path: Path) -> None:
+    run = local_run(tmp_path, http_host="0.0.0.0")
+    assert all("--http-host 0.0.0.0" in words(run, service) for service in run.services)
+
+
 async def test_services_end_in_the_order_in_which_they_need_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from shared.networks.build import AVAILABLE, build_network
 from shared.networks.contract import random_input
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
-from shared.networks.interface import NetworkInput, Output, QOutput, State
+from shared.networks.interface import NetworkInput, NetworkOutput, Output, QOutput, State
 from shared.networks.mlp import MlpNetwork
 from shared.networks.nature import NatureNetwork
 from shared.networks.pictures import resolved_network
@@ -170,6 +170,27 @@ class Fails(MlpNetwork):
         raise RuntimeError("no such shape")
 
 
+class OneAction(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        output, state = super().forward(inputs, state)
+        assert isinstance(output, NetworkOutput)
+        return output._replace(policy_logits=output.policy_logits[..., :1]), state
+
+
+class Columns(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        output, state = super().forward(inputs, state)
+        assert isinstance(output, NetworkOutput)
+        return output._replace(baseline=output.baseline.unsqueeze(-1)), state
+
+
+class Halves(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        output, state = super().forward(inputs, state)
+        assert isinstance(output, NetworkOutput)
+        return output._replace(policy_logits=output.policy_logits.bfloat16()), state
+
+
 class CountsItsCalls(MlpNetwork):
     def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
         super().__init__(environment=environment, network=network)
@@ -205,6 +226,19 @@ def test_a_network_for_another_agent_is_refused_in_words() -> None:
 def test_a_network_that_cannot_take_its_inputs_is_refused_with_its_words() -> None:
     with pytest.raises(ConfigurationError, match="Fails could not be run: RuntimeError: no such shape"):
         build_network(run_spec(f"{__name__}:Fails", VECTOR))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("OneAction", r"policy_logits must be \[2, 3, 12\], not \[2, 3, 1\], for 2 steps of 3 rows"),
+        ("Columns", r"baseline must be \[2, 3\], not \[2, 3, 1\], for 2 steps of 3 rows"),
+        ("Halves", r"policy_logits must be float32, not torch.bfloat16"),
+    ],
+)
+def test_a_network_whose_outputs_have_another_shape_or_dtype_is_refused(network: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{network}: {words}"):
+        build_network(run_spec(f"{__name__}:{network}", VECTOR))
 
 
 def test_to_look_at_a_users_network_leaves_it_as_it_was() -> None:
