@@ -1,17 +1,17 @@
-"""Checkpoints of a run: written whole or not at all, hashed, and read without executing code.
+"""Checkpoints of a run: written whole or not at all, hashed, and data alone: nothing in them is executed.
 
 A checkpoint is a directory `checkpoint-<updates>` with these files::
 
-    spec.json            the run's spec
-    model.safetensors    the weights
-    optimizer.pt         the optimizer's state: tensors and plain numbers (loaded with weights_only)
-    rng.safetensors      states of random generators
-    counters.json        numbers, `updates` among them
-    manifest.json        the SHA-256 of each of these
+    spec.json                the run's spec
+    model.safetensors        the weights
+    optimizer.safetensors    the tensors of the optimizer's state
+    optimizer.json           the rest of it (shared.trees)
+    rng.safetensors          states of random generators
+    counters.json            numbers, `updates` among them
+    manifest.json            the SHA-256 of each of these
 """
 
 import hashlib
-import io
 import logging
 import os
 import re
@@ -25,15 +25,22 @@ from typing import Any
 import orjson
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from shared.errors import RunError
 from shared.specs import RunSpec
+from shared.trees import put_together, taken_apart
 
-CHECKPOINT_FORMAT_VERSION = 1
+CHECKPOINT_FORMAT_VERSION = 2
 
-_FILES = ("spec.json", "model.safetensors", "optimizer.pt", "rng.safetensors", "counters.json")
+_FILES = (
+    "spec.json",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "optimizer.json",
+    "rng.safetensors",
+    "counters.json",
+)
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{12,})(~?)")  # with ~: replaced by another of the same update
 _TEMPORARY = ".unfinished-"
@@ -75,12 +82,12 @@ def save_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     for leftover in directory.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    optimizer = io.BytesIO()
-    torch.save(_on_cpu(dict(optimizer_state)), optimizer)
+    tensors, structure = taken_apart(optimizer_state)
     files = {
         "spec.json": spec.to_json(),
         "model.safetensors": weights_to_bytes(weights),
-        "optimizer.pt": optimizer.getvalue(),
+        "optimizer.safetensors": weights_to_bytes(tensors),
+        "optimizer.json": structure,
         "rng.safetensors": weights_to_bytes(rng),
         "counters.json": orjson.dumps(dict(counters), option=orjson.OPT_INDENT_2),
     }
@@ -139,20 +146,6 @@ def weights_from_bytes(data: bytes) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise RunError(f"not weights in safetensors format: {error}") from error
-
-
-def _on_cpu(value: Any) -> Any:
-    """`value` with its tensors on the CPU; refuses what `weights_only` would refuse to load again."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, Mapping):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_on_cpu(item) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"an optimizer's state is tensors and plain values, not {type(value).__name__}")
 
 
 def _manifest(hashes: Mapping[str, str], version: int) -> bytes:
@@ -230,18 +223,21 @@ def _whole_files(path: Path) -> dict[str, bytes]:
 
 
 def _parsed(path: Path, files: Mapping[str, bytes]) -> Checkpoint:
+    def tensors(name: str) -> dict[str, Tensor]:
+        try:
+            return weights_from_bytes(files[name])
+        except RunError as error:
+            raise RunError(f"{path / name}: {error}") from error
+
     try:
-        optimizer = torch.load(io.BytesIO(files["optimizer.pt"]), map_location="cpu", weights_only=True)
-    except Exception as error:
-        words = " ".join(str(error).split())
-        raise RunError(
-            f"{path / 'optimizer.pt'} holds more than tensors and plain values: {words}"
-        ) from error
+        optimizer = put_together(tensors("optimizer.safetensors"), files["optimizer.json"])
+    except ValueError as error:
+        raise RunError(f"{path / 'optimizer.json'}: {error}") from error
     return Checkpoint(
         spec=RunSpec.from_json(files["spec.json"]),
-        weights=weights_from_bytes(files["model.safetensors"]),
+        weights=tensors("model.safetensors"),
         optimizer=optimizer,
         counters=orjson.loads(files["counters.json"]),
-        rng=weights_from_bytes(files["rng.safetensors"]),
+        rng=tensors("rng.safetensors"),
         path=path,
     )

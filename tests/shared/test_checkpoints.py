@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import os
@@ -17,7 +18,8 @@ from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 FILES = [
     "spec.json",
     "model.safetensors",
-    "optimizer.pt",
+    "optimizer.json",
+    "optimizer.safetensors",
     "rng.safetensors",
     "counters.json",
     "manifest.json",
@@ -141,7 +143,7 @@ def test_any_flipped_byte_of_the_manifest_is_damage(tmp_path: Path) -> None:
         manifest.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
         with pytest.raises(RunError, match=r"no checkpoint in .* is whole: checkpoint-0+2: "):
             latest_checkpoint(tmp_path)
-    manifest.write_bytes(data.replace(b'"format_version": 1', b'"format_version": 2'))
+    manifest.write_bytes(data.replace(b'"format_version": 2', b'"format_version": 3'))
     with pytest.raises(RunError, match=r"no checkpoint in .* is whole: checkpoint-0+2: "):
         latest_checkpoint(tmp_path)
 
@@ -151,9 +153,9 @@ def test_a_checkpoint_of_another_format_is_refused_not_passed_over(
 ) -> None:
     save(tmp_path, 1)
     with monkeypatch.context() as later:
-        later.setattr(checkpoints, "CHECKPOINT_FORMAT_VERSION", 2)
+        later.setattr(checkpoints, "CHECKPOINT_FORMAT_VERSION", 3)
         save(tmp_path, 2)
-    with pytest.raises(RunError, match="has checkpoint format 2, this is 1"):
+    with pytest.raises(RunError, match="has checkpoint format 3, this is 2"):
         latest_checkpoint(tmp_path)
 
 
@@ -199,8 +201,8 @@ def test_everything_is_on_the_disk_before_the_checkpoint_appears(
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "rename", noted_rename)
     save(tmp_path, 1)
-    assert set(events[:6]) == set(FILES)
-    assert events[6:] == [".unfinished", "rename", tmp_path.name.split("-")[0]]
+    assert set(events[: len(FILES)]) == set(FILES)
+    assert events[len(FILES) :] == [".unfinished", "rename", tmp_path.name.split("-")[0]]
 
 
 def test_saving_the_same_update_again_replaces_it(tmp_path: Path) -> None:
@@ -241,16 +243,30 @@ class Opener:
         return (Path.touch, (self.path,))
 
 
-def test_loading_executes_no_code(tmp_path: Path) -> None:
-    path = save(tmp_path, 1)
+def replaced(path: Path, name: str, data: bytes) -> None:
+    """Puts `data` in the place of the checkpoint's file `name`, as its writer would have."""
+    (path / name).write_bytes(data)
+    hashes = json.loads((path / "manifest.json").read_bytes())["sha256"]
+    manifest = checkpoints._manifest({**hashes, name: checkpoints._sha256(data)}, 2)
+    (path / "manifest.json").write_bytes(manifest)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".safetensors")])
+def test_loading_executes_no_code(tmp_path: Path, name: str) -> None:
     target = tmp_path / "executed"
-    torch.save({"state": Opener(target)}, path / "optimizer.pt")
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    hashes = {**manifest["sha256"], "optimizer.pt": checkpoints._sha256((path / "optimizer.pt").read_bytes())}
-    (path / "manifest.json").write_bytes(checkpoints._manifest(hashes, 1))
-    with pytest.raises(RunError, match=r"optimizer\.pt holds more than tensors"):
-        latest_checkpoint(tmp_path)
+    pickled = io.BytesIO()
+    torch.save({"state": Opener(target)}, pickled)
+    replaced(save(tmp_path / "run", 1), name, pickled.getvalue())
+    with pytest.raises(RunError, match=f"{name}: not weights in safetensors format"):
+        latest_checkpoint(tmp_path / "run")
     assert not target.exists()
+
+
+@pytest.mark.parametrize("structure", [b"", b"{}", b'{"tensor": "999"}', b'{"set": []}', b'{"items": [1]}'])
+def test_an_optimizer_state_that_does_not_fit_its_tensors_is_named(tmp_path: Path, structure: bytes) -> None:
+    replaced(save(tmp_path, 1), "optimizer.json", structure)
+    with pytest.raises(RunError, match=r"optimizer\.json: "):
+        latest_checkpoint(tmp_path)
 
 
 def test_an_optimizer_state_that_could_not_be_loaded_again_is_refused(tmp_path: Path) -> None:
