@@ -120,7 +120,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         words = [" ".join(words[:2]), *words[2:]]
     name = words[0] if words else "--help"
     if name in ("-h", "--help", "help", "bench", "bench -h", "bench --help"):
-        print(_usage())
+        print(_usage("bench " if name.startswith("bench") else ""))
         return 0 if words else 2
     if name == "--version":
         from importlib.metadata import version
@@ -187,9 +187,10 @@ def _failed(text: str, status: int) -> int:
     return status
 
 
-def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+def _usage(beginning: str) -> str:
+    """What the commands do whose names begin so."""
+    named = {name: command.help for name, command in COMMANDS.items() if name.startswith(beginning)}
+    lines = [f"  {name:<{max(map(len, named))}}  {words}" for name, words in named.items()]
     return "\n".join(
         [
             "usage: seedrl COMMAND [OPTIONS]     seedrl COMMAND --help tells about one command",

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from services.commands.config import EvalConfig
-from services.learner.accounts import COMPLETED
+from services.learner.accounts import CHECKPOINTS, COMPLETED
 from services.learner.replay_counts import replay_counts
 from services.local.config import CONFIG_FILE, TrainConfig
 from services.local.connection import published_connection
@@ -90,7 +90,8 @@ def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
         highlight=False,
     )
     console.print(f"curves:      tensorboard --logdir {directory / 'tensorboard'}", soft_wrap=True)
-    console.print(f"checkpoints: {directory / 'checkpoints'}   (seedrl eval {directory})", soft_wrap=True)
+    if (directory / CHECKPOINTS).is_dir():
+        console.print(f"checkpoints: {directory / CHECKPOINTS}   (seedrl eval {directory})", soft_wrap=True)
     console.print(f"summary:     {directory / SUMMARY_FILE}", soft_wrap=True)
 
 

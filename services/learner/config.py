@@ -104,7 +104,7 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     publish_seconds: float = Field(0.0, ge=0)
     """Least seconds between two publications of the weights; never do they take over a tenth of the time."""
     checkpoint_seconds: float = Field(60.0, gt=0)
-    """Seconds between checkpoints; one more is saved at the start and at the end."""
+    """Seconds between checkpoints; others are saved at the start, 10 s into a new run, and at the end."""
     keep_checkpoints: int = Field(3, ge=1)
     """Newest checkpoints that are kept."""
 

@@ -33,6 +33,7 @@ from shared.specs import RunSpec
 from shared.telemetry import Progress, get_logger
 
 _WAIT_SECONDS = 0.5  # for a batch, before the next heartbeat
+_FIRST_CHECKPOINT_SECONDS = 10.0  # a new run learns fast, and there is little to save
 _SNAPSHOT_SECONDS = 60.0  # for replay's, which may be away
 
 log = get_logger(__name__)
@@ -267,9 +268,11 @@ class Learner:
         return [feeder.send_priorities(), self._link.follow()]
 
     async def _save_now_and_then(self) -> None:
+        accounts, seconds = self._report.accounts, self._config.checkpoint_seconds
+        has_saved_updates = accounts.updates > 0
         while True:
-            await asyncio.sleep(self._config.checkpoint_seconds)
-            if self.is_training:
+            await asyncio.sleep(seconds if has_saved_updates else min(seconds, _FIRST_CHECKPOINT_SECONDS))
+            if self.is_training and (has_saved_updates := accounts.updates > 0):
                 await self.save()
 
     def _thread(self, name: str) -> ThreadPoolExecutor:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import aiohttp
+import pytest
 import torch
 
+import services.learner.learner as learner_module
 from services.learner.accounts import load_accounts
 from services.learner.batches import staged
 from services.learner.rows import Slice
@@ -169,6 +171,17 @@ async def test_checkpoints_saved_in_between_hold_whole_updates(nats: NatsRun, tm
             if path := saved.get(update):
                 weights = weights_from_bytes((path / "model.safetensors").read_bytes())
                 assert all(tensor.equal(trainer.weights()[name]) for name, tensor in weights.items()), update
+
+
+async def test_the_first_checkpoint_of_a_new_run_does_not_wait_for_its_time(
+    nats: NatsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "_FIRST_CHECKPOINT_SECONDS", 0.01)
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path, checkpoint_seconds=3600.0)):
+            await queue.fed(2)
+            await eventually(lambda: any((tmp_path / "checkpoints").glob("checkpoint-*1")))
 
 
 async def test_what_is_awaited_is_told_over_http_until_training_begins(nats: NatsRun, tmp_path: Path) -> None:
