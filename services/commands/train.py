@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from services.actor.environments import resolved
 from services.commands.config import EvalConfig
 from services.learner.accounts import CHECKPOINTS, COMPLETED
 from services.learner.replay_counts import replay_counts
@@ -47,6 +48,8 @@ def train(config: TrainConfig) -> int:
         from shared.networks.build import check_network_name  # torch, which nothing else here needs
 
         check_network_name(config.network)
+    if ":" not in config.env:  # else the module that registers it is the actors' to import
+        resolved(config.env)
     console = Console()
     with used_directory(config) as directory:
         discarded = discarded_before(config)
