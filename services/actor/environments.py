@@ -21,7 +21,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from services.actor.autoreset import autoreset_mode
-from services.actor.restarting import CRASHES, RestartingEnvironment, first_line
+from services.actor.restarting import CRASHES, RestartingEnvironment, in_a_line
 from services.actor.spaces import environment_spec
 from shared.errors import SeedrlError, UnsupportedEnvironment
 from shared.telemetry import get_logger
@@ -66,7 +66,7 @@ class GroupMaker:
             raise
         except CRASHES as error:
             raise UnsupportedEnvironment(
-                f"{self.env} could not be made ({way}): {type(error).__name__}: {first_line(error)}"
+                f"{self.env} could not be made ({way}): {in_a_line(error)}"
             ) from error
 
     @property
@@ -205,9 +205,7 @@ def _import_users(module: str, env: str) -> None:
             if module.partition(".")[0] in _OWN_PACKAGES
             else ""
         )
-        raise UnsupportedEnvironment(
-            f"{env}: cannot import {module!r}{clash}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise UnsupportedEnvironment(f"{env}: cannot import {module!r}{clash}: {in_a_line(error)}") from error
 
 
 def _ale_is_registered() -> bool:

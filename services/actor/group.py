@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import random
 import secrets
 import time
@@ -16,6 +17,7 @@ from services.actor import messages
 from services.actor.config import ActorConfig
 from services.actor.local import LocalOffer, offered
 from services.actor.metrics import ActorMetrics
+from services.actor.restarting import EnvironmentCrashed
 from services.actor.stepping import SteppedGroup, Transition
 from services.actor.stream import InferenceStream, StreamEnded, Stub
 from services.actor.threads import StepThreads
@@ -25,6 +27,8 @@ from shared.types import Array
 from shared.wire import inference_pb2 as pb
 
 WELCOME_SECONDS = 30.0
+SETTLED_SECONDS = 10.0  # a stream whose steps were answered for so long was a success
+REJECTED_SECONDS = 30.0  # longest wait after a step that inference rejected: the next will be no better
 
 _WRONG_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"  # of inference, by --tls-ca
 _FINAL_FOR_HELLO = frozenset(
@@ -43,10 +47,15 @@ class StreamLost(Exception):
     """A stream that is to be replaced by a new one; the text says why."""
 
 
+class StepRejected(StreamLost):
+    """Inference ended the stream because of what a step held."""
+
+
 class Backoff:
-    """How long to wait before the next attempt: at first 0.1 s, then twice as long up to 2 s, with jitter."""
+    """How long to wait before the next attempt: at first 0.1 s, then twice as long each time, with jitter."""
 
     def __init__(self, *, first: float = 0.1, longest: float = 2.0) -> None:
+        """No wait exceeds `longest` seconds."""
         self._first = first
         self._longest = longest
         self._next = first
@@ -93,7 +102,9 @@ class Group:
         self._threads = threads
         self._metrics = metrics
         self._backoff = Backoff()
+        self._rejections = Backoff(longest=REJECTED_SECONDS)
         self._outage: str | None = None  # what was last logged about why there is no stream
+        self._said_connected = False  # since then
         self._log = log.bind(group=index, inference=config.inference_url)
         self.state = GroupState(waiting_for=f"inference at {config.inference_url}")
 
@@ -102,13 +113,19 @@ class Group:
         while True:
             try:
                 await self._one_stream()
+            except StepRejected as rejected:
+                self._lost(rejected)
+                wait = self._rejections.seconds()
             except (StreamLost, ProtocolError) as lost:
                 self._lost(lost)
+                wait = self._backoff.seconds()
+            except EnvironmentCrashed as crashed:
+                raise EnvironmentCrashed(f"environment {self._config.env} {crashed}") from crashed
             else:
                 return
             finally:
                 self._disconnected()
-            await asyncio.sleep(self._backoff.seconds())
+            await asyncio.sleep(wait)
 
     async def _one_stream(self) -> None:
         """Returns when inference ended the stream with OK. Raises StreamLost, ProtocolError or Refused."""
@@ -127,7 +144,7 @@ class Group:
                 except StreamEnded as ended:
                     if ended.code is grpc.StatusCode.INVALID_ARGUMENT:
                         self._metrics.rejected_steps.inc()
-                        self._log.error("inference rejected a step", reason=ended.details)
+                        raise StepRejected(_words(ended)) from ended
                     raise StreamLost(_words(ended)) from ended
 
     async def _welcome(
@@ -160,8 +177,12 @@ class Group:
         transition = await self._threads.run(reset, limit_seconds=self._config.step_timeout)
         self._count(transition)
         sequence = 0
+        settles_at = time.perf_counter() + SETTLED_SECONDS
         while True:
             sent = time.perf_counter()
+            if sent >= settles_at and sequence:
+                self._settled()
+                settles_at = math.inf
             await stream.send(messages.step(sequence, transition))
             self._metrics.sending_seconds += time.perf_counter() - sent
             response = await stream.receive()
@@ -174,7 +195,6 @@ class Group:
                 num_actions=self._environments.spec.num_actions,
             )
             self._metrics.action_wait_seconds.inc(time.perf_counter() - sent)
-            self._backoff.reset()
             self.state.weights_version = response.actions.weights_version
             transition = await self._step(action)
             sequence += 1
@@ -196,7 +216,9 @@ class Group:
 
     def _welcomed(self, stream_id: str, local: LocalOffer) -> None:
         shared_memory, pipes = local.leaves is not None, local.pipes is not None
-        self._log.info("connected", stream=stream_id, shared_memory=shared_memory, pipes=pipes)
+        if not self._said_connected:
+            self._log.info("connected", stream=stream_id, shared_memory=shared_memory, pipes=pipes)
+        self._said_connected = True
         if self.state.streams:
             self._metrics.reconnections.inc()
         self.state.streams += 1
@@ -204,6 +226,11 @@ class Group:
         self.state.shared_memory, self.state.pipes = shared_memory, pipes
         self.state.waiting_for = ""
         self._metrics.groups_connected.inc()
+
+    def _settled(self) -> None:
+        """The stream works: what is lost after this is a new outage."""
+        self._backoff.reset()
+        self._rejections.reset()
         self._outage = None
 
     def _disconnected(self) -> None:
@@ -212,12 +239,16 @@ class Group:
             self._metrics.groups_connected.dec()
 
     def _lost(self, lost: Exception) -> None:
-        """Says why there is no stream, once for each kind of reason."""
+        """Says why there is no stream, once for each kind of reason until a stream has settled."""
         self.state.waiting_for = f"inference at {self._config.inference_url} ({lost})"
         kind = str(lost).partition(":")[0]  # the status; its details differ from attempt to attempt
         if kind != self._outage:
             self._outage = kind
-            self._log.warning("no stream to inference; trying again", reason=str(lost))
+            self._said_connected = False
+            if isinstance(lost, StepRejected):
+                self._log.error("inference rejected a step; trying again", reason=str(lost))
+            else:
+                self._log.warning("no stream to inference; trying again", reason=str(lost))
 
 
 def _timed(environments: SteppedGroup, action: NDArray[np.int64]) -> tuple[Transition, float]:

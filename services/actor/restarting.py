@@ -1,4 +1,7 @@
-"""A crashed environment is replaced by a new one; one that crashes again and again ends the actor."""
+"""A crashed environment is replaced by a new one; one that crashes again and again ends the actor.
+
+One that gives a number that is not finite counts as crashed.
+"""
 
 import traceback
 from collections.abc import Callable
@@ -7,14 +10,17 @@ from typing import Any
 import numpy as np
 from gymnasium import Env
 
+from services.actor.finite import check_reward
+from services.actor.spaces import ObservationCheck
 from shared.errors import SeedrlError
 
 MAX_CRASHES_IN_A_ROW = 10
 
-# In an environment's info: how many environments were used up, and what their crashes said. As info, since
-# the environment may live in a process of its own, whose log nobody reads.
+# In an environment's info: how many environments were used up, what their crashes said, and the last one in a
+# line. As info, since the environment may live in a process of its own, whose log nobody reads.
 RESTARTS = "seedrl_restarts"
 CRASH = "seedrl_crash"
+REASON = "seedrl_reason"
 
 # What a crash is: some libraries end the process when a window or a simulator is gone.
 CRASHES = (Exception, SystemExit)
@@ -39,8 +45,7 @@ class CrashCount:
         self._in_a_row += 1
         if self._in_a_row >= MAX_CRASHES_IN_A_ROW:
             raise EnvironmentCrashed(
-                f"the environment crashed {self._in_a_row} times in a row, at last with "
-                f"{type(error).__name__}: {first_line(error)}"
+                f"crashed {self._in_a_row} times in a row, at last with {in_a_line(error)}"
             ) from error
 
     def stepped(self) -> None:
@@ -51,13 +56,15 @@ class CrashCount:
 class RestartingEnvironment(Env[Any, Any]):
     """One environment that survives its own crashes.
 
-    A step or reset that raises returns the first observation of a new environment instead, with reward 0 and
-    neither end flag; info then holds RESTARTS and CRASH. Raises EnvironmentCrashed.
+    A step or reset that raises, or gives a number that is not finite, returns the first observation of a new
+    environment instead, with reward 0 and neither end flag; info then holds RESTARTS, CRASH and REASON.
+    Raises EnvironmentCrashed.
     """
 
     def __init__(self, make: Callable[[], Env[Any, Any]]) -> None:
         self._make = make
         self._env = make()
+        self._check = ObservationCheck(self._env.observation_space)
         self._crashes = CrashCount()
         self._seeds: np.random.SeedSequence | None = None
         self.observation_space = self._env.observation_space
@@ -72,19 +79,24 @@ class RestartingEnvironment(Env[Any, Any]):
         if seed is not None:
             self._seeds = np.random.SeedSequence(seed)
         try:
-            return self._env.reset(seed=seed, options=options)
+            observation, info = self._env.reset(seed=seed, options=options)
+            self._check(observation)
+            return observation, info
         except CRASHES as error:
             return self._replaced(error)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Observation, reward, terminated, truncated, info."""
         try:
-            observation, reward, terminated, truncated, info = self._env.step(action)
+            observation, given, terminated, truncated, info = self._env.step(action)
+            reward = float(given)
+            check_reward(reward)
+            self._check(observation)
         except CRASHES as error:
             observation, info = self._replaced(error)
             return observation, 0.0, False, False, info
         self._crashes.stepped()
-        return observation, float(reward), terminated, truncated, info
+        return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
         """Closes the environment."""
@@ -101,14 +113,16 @@ class RestartingEnvironment(Env[Any, Any]):
             try:
                 self._env.close()
             except CRASHES as closing:  # it is broken anyway
-                said.append(f"its close() raised {type(closing).__name__}: {first_line(closing)}\n")
+                said.append(f"its close() raised {in_a_line(closing)}\n")
             try:
                 self._env = self._make()
                 observation, info = self._env.reset(seed=self._fresh_seed())
+                self._check(observation)
             except CRASHES as again:
                 error = again
                 continue
-            return observation, {**info, RESTARTS: restarts, CRASH: "".join(said)}
+            told = {RESTARTS: restarts, CRASH: "".join(said), REASON: in_a_line(error)}
+            return observation, {**info, **told}
 
     def _fresh_seed(self) -> int | None:
         return None if self._seeds is None else seed_from(self._seeds)
@@ -117,6 +131,11 @@ class RestartingEnvironment(Env[Any, Any]):
 def seed_from(seeds: np.random.SeedSequence) -> int:
     """The next seed of a sequence; small enough to add the environment's number within its group."""
     return int(seeds.spawn(1)[0].generate_state(1)[0]) & 0x3FFF_FFFF
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's class and the first line of its text."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -5,12 +5,14 @@ Leaves are named by their path: "observation" for a plain space, "key/…" in a 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
+from services.actor.finite import check_finite
 from shared.errors import UnsupportedEnvironment
 from shared.specs import EnvironmentSpec, LeafSpec
 from shared.types import Array
@@ -23,10 +25,21 @@ class _Leaf:
     space: Space[Any]
     spec: LeafSpec
 
+    @cached_property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"observation {self.spec.name!r}"
+
     @property
     def start(self) -> int:
         """Smallest value of a Discrete leaf; sent as 0."""
         return int(self.space.start) if isinstance(self.space, spaces.Discrete) else 0
+
+    def of(self, observation: Any) -> Any:
+        """Its value in `observation`."""
+        for key in self.path:
+            observation = observation[key]
+        return observation
 
 
 def environment_spec(observation_space: Space[Any], action_space: Space[Any]) -> EnvironmentSpec:
@@ -51,28 +64,47 @@ class ObservationEncoder:
         ]
 
     def __call__(self, observation: Any, *, into: Sequence[Array] | None = None) -> list[bytes]:
-        """Bytes of each leaf, [B, …] in C order. Raises UnsupportedEnvironment on another shape.
+        """Bytes of each leaf, [B, …] in C order.
 
+        Raises UnsupportedEnvironment on another shape, NotFinite for floats that are not.
         `into`: arrays that are filled instead, per leaf [B, …]; no bytes are returned then.
         """
         encoded = []
         for number, (leaf, shape, dtype) in enumerate(self._leaves):
-            value = observation
-            for key in leaf.path:
-                value = value[key]
-            array: Array = np.asarray(value)
+            array: Array = np.asarray(leaf.of(observation))
             if array.shape != shape:
                 raise UnsupportedEnvironment(
-                    f"observation {leaf.spec.name!r} of a group has shape {list(array.shape)}; "
-                    f"its space says {list(shape)}"
+                    f"{leaf.label} of a group has shape {list(array.shape)}; its space says {list(shape)}"
                 )
             if leaf.start:
                 array = array.astype(np.int64) - leaf.start
             if into is None:
-                encoded.append(array.astype(dtype, copy=False).tobytes())
+                array = array.astype(dtype, copy=False)
+                encoded.append(array.tobytes())
             else:
                 np.copyto(into[number], array, casting="unsafe")
+                array = into[number]
+            if dtype.kind == "f":
+                check_finite(leaf.label, array)
         return encoded
+
+
+class ObservationCheck:
+    """Looks for floats that are not finite in the observations of one environment, as they would be sent."""
+
+    def __init__(self, observation_space: Space[Any]) -> None:
+        """Takes the environment's own space. Raises UnsupportedEnvironment."""
+        leaves = [(leaf, np.dtype(leaf.spec.dtype)) for leaf in _leaves(observation_space)]
+        self._floats = [(leaf, dtype) for leaf, dtype in leaves if dtype.kind == "f"]
+
+    def __call__(self, observation: Any) -> None:
+        """Raises NotFinite."""
+        for leaf, dtype in self._floats:
+            values: Array = np.asarray(leaf.of(observation))
+            if values.dtype != dtype:
+                with np.errstate(over="ignore"):
+                    values = values.astype(dtype)
+            check_finite(leaf.label, values)
 
 
 class ActionDecoder:

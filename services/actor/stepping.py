@@ -10,8 +10,10 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from services.actor.autoreset import EpisodeStarts, episode_starts
-from services.actor.restarting import CRASH, CRASHES, RESTARTS, CrashCount, first_line, seed_from
+from services.actor.finite import check_finite
+from services.actor.restarting import CRASH, CRASHES, REASON, RESTARTS, CrashCount, in_a_line, seed_from
 from services.actor.spaces import ActionDecoder, ObservationEncoder, environment_spec
+from services.actor.sparing import SparingLog
 from shared.errors import SeedrlError, UnsupportedEnvironment
 from shared.telemetry import get_logger
 from shared.types import Array
@@ -51,6 +53,8 @@ class SteppedGroup:
         self._make = make
         self._seeds = seeds
         self._crashes = CrashCount()
+        self._crash_log = SparingLog(log)
+        self.last_crash = ""  # of any of its environments, in a line
         self._env, self._seed = self._made()
         spaces = self._env.single_observation_space, self._env.single_action_space
         self.spec = environment_spec(*spaces)
@@ -78,6 +82,7 @@ class SteppedGroup:
     def step(self, action: NDArray[np.int64]) -> Transition:
         """Takes 0-based actions [B]. A crash of the whole group starts new episodes in all rows.
 
+        A value that is not finite is such a crash.
         Raises EnvironmentCrashed when crash follows crash.
         """
         with self._lock:
@@ -131,9 +136,11 @@ class SteppedGroup:
         if resets:
             terminated[is_first] = truncated[is_first] = False
             reward = np.where(is_first, 0.0, reward)
+        reward = np.asarray(reward, "<f4")
+        check_finite("reward", reward)
         return Transition(
             observation=self._encode(observation, into=self._into),
-            reward=np.asarray(reward, "<f4").tobytes(),
+            reward=reward.tobytes(),
             terminated=terminated.tobytes(),
             truncated=truncated.tobytes(),
             is_first=is_first.tobytes(),
@@ -149,14 +156,19 @@ class SteppedGroup:
             return np.zeros(self.size, np.bool_), 0
         restarts = np.asarray(info[RESTARTS])
         for row in np.flatnonzero(restarts):
-            log.error("environment crashed and was replaced", row=int(row), crash=str(info[CRASH][row]))
+            self.last_crash = str(info[REASON][row])
+            crash = str(info[CRASH][row])
+            self._crash_log.error("environment crashed and was replaced", row=int(row), crash=crash)
         return restarts > 0, int(restarts.sum())
 
     def _rebuilt(self, error: BaseException) -> Transition:
         """First observations of a whole new group, made and reset until that succeeds."""
         restarts = 0
         while True:
-            log.error("group of environments crashed and is rebuilt", size=self.size, exc_info=error)
+            self.last_crash = in_a_line(error)
+            self._crash_log.error(
+                "group of environments crashed and is rebuilt", size=self.size, exc_info=error
+            )
             self._crashes.crashed(error)
             restarts += self.size
             try:
@@ -195,4 +207,4 @@ def _close(env: VectorEnv[Any, Any, Any]) -> None:
     try:
         env.close()
     except CRASHES as error:
-        log.debug("closing environments failed", reason=f"{type(error).__name__}: {first_line(error)}")
+        log.debug("closing environments failed", reason=in_a_line(error))

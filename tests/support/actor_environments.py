@@ -23,8 +23,9 @@ MODULE = __name__
 class TroubleEnvironment(CountingEnvironment):
     """A counting environment that makes trouble in step `at` of its life, or in the first reset after it.
 
-    `trouble`: step, reset, close (raise), exit (SystemExit), die (the process is gone), hang. `marker` is a
-    file that is there once any instance has made the trouble; without one each makes it.
+    `trouble`: step, reset, close (raise), exit (SystemExit), die (the process is gone), hang, nan (in the
+    observation), inf (as reward), nan_reset (in the reset's observation). `marker` is a file that is there once
+    any instance has made the trouble; without one each makes it.
     """
 
     def __init__(self, *, trouble: str = "", at: int = 5, marker: str = "", **kwargs: Any) -> None:
@@ -34,14 +35,23 @@ class TroubleEnvironment(CountingEnvironment):
 
     def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
         self._steps += 1
-        if self._steps == self._at and self._trouble != "reset" and self._may():
+        makes_trouble = self._steps == self._at and "reset" not in self._trouble and self._may()
+        if makes_trouble:
             self._make_trouble()
-        return super().step(action)
+        observation, reward, *rest = super().step(action)
+        if makes_trouble and self._trouble == "nan":
+            observation[1] = np.nan
+        if makes_trouble and self._trouble == "inf":
+            reward = float("inf")
+        return observation, reward, *rest
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[Any], dict[str, Any]]:
         if self._trouble == "reset" and self._steps >= self._at and self._may():
             raise Crash("told to crash in reset")
-        return super().reset(seed=seed, options=options)
+        observation, info = super().reset(seed=seed, options=options)
+        if self._trouble == "nan_reset" and self._steps >= self._at and self._may():
+            observation[1] = np.nan
+        return observation, info
 
     def close(self) -> None:
         if self._trouble == "close":
@@ -71,16 +81,26 @@ class TroubleEnvironment(CountingEnvironment):
 class BareVectorEnvironment(VectorEnv[Any, Any, Any]):
     """One Box row each, steps counted; has no metadata of its own and says no autoreset mode.
 
-    `raise_at`: the step that crashes; `end_at`: the step that terminates all rows.
+    `raise_at`: the step that crashes; `end_at`: the step that terminates all rows, after which rewards are NaN
+    in the reset; `nan_at`: the step whose last observation is NaN, or with `nan_reward` the last reward.
     """
 
-    def __init__(self, num_envs: int = 1, *, raise_at: int = 0, end_at: int = 0) -> None:
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        raise_at: int = 0,
+        end_at: int = 0,
+        nan_at: int = 0,
+        nan_reward: bool = False,
+    ) -> None:
         self.num_envs = num_envs
         self.single_observation_space = spaces.Box(0, 1000, (1,), np.float32)
         self.single_action_space = spaces.Discrete(2)
         self.observation_space = spaces.Box(0, 1000, (num_envs, 1), np.float32)
         self.action_space = spaces.MultiDiscrete([2] * num_envs)
         self._raise_at, self._end_at = raise_at, end_at
+        self._nan_at, self._nan_reward = nan_at, nan_reward
         self._steps = 0
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -94,7 +114,10 @@ class BareVectorEnvironment(VectorEnv[Any, Any, Any]):
         if self._end_at and self._steps == self._end_at + 1:
             self._steps = 0  # but reward and flags, which mean nothing now, are sloppy
         ended = np.full(self.num_envs, self._end_at and self._steps in (0, self._end_at), np.bool_)
-        return self._observation(), np.full(self.num_envs, 7.0), ended, ended & (self._steps == 0), {}
+        observation, reward = self._observation(), np.full(self.num_envs, 7.0 if self._steps else np.nan)
+        if self._steps == self._nan_at:
+            (reward if self._nan_reward else observation[:, 0])[-1] = np.nan
+        return observation, reward, ended, ended & (self._steps == 0), {}
 
     def _observation(self) -> NDArray[np.float32]:
         return np.full((self.num_envs, 1), self._steps, np.float32)

@@ -75,6 +75,7 @@ class ScriptedInference(InferenceServicer):
         self.script: Script = lambda stream, _: np.zeros(stream.size, np.int64)
         self.refuse: tuple[grpc.StatusCode, str] | None = None  # answers Hello
         self.reject: tuple[grpc.StatusCode, str] | None = None  # answers every Step
+        self.reject_from = 0  # but so many at first
         self.welcome: pb.ActResponse | None = None  # answers Hello instead of the right one
         self.takes_memory = False  # what is left there is recorded as if it had come in the message
         self.mute = False  # Hello is not answered at all
@@ -167,7 +168,7 @@ class ScriptedInference(InferenceServicer):
             stream.steps.append(request.step)
             if not self.keep_steps:
                 del stream.steps[:-1]
-            if self.reject is not None:
+            if self.reject is not None and len(stream.steps) > self.reject_from:
                 await context.abort(*self.reject)
             await self.let_go.wait()
             if self.end_after is not None and len(stream.steps) >= self.end_after:

@@ -7,6 +7,7 @@ import pytest
 from services.actor.restarting import (
     CRASH,
     MAX_CRASHES_IN_A_ROW,
+    REASON,
     RESTARTS,
     EnvironmentCrashed,
     RestartingEnvironment,
@@ -55,6 +56,50 @@ def test_a_crash_in_reset_is_survived_too(tmp_path: Path) -> None:
     observation, info = env.reset()
     assert observation[0] != first[0]
     assert info[RESTARTS] == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("nan", "NotFinite: observation 'observation' is not finite as float32: nan"),
+        ("inf", "NotFinite: reward is not finite as float32: inf"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_a_crash(trouble: str, said: str) -> None:
+    env = restarting(trouble=trouble, at=2)
+    first, _ = env.reset(seed=4)
+    assert RESTARTS not in env.step(A0)[4]
+    observation, reward, terminated, truncated, info = env.step(A0)
+    assert observation[0] != first[0]  # another instance
+    assert observation[1:].tolist() == [1, 1]
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    assert info[RESTARTS] == 1
+    assert info[REASON] == said
+    assert said in info[CRASH]
+
+
+def test_a_reset_that_is_not_finite_is_a_crash_also_of_a_replacement(tmp_path: Path) -> None:
+    env = restarting(trouble="nan_reset", at=3, marker=str(tmp_path / "made"))
+    first, _ = env.reset(seed=4)
+    for _ in range(3):
+        env.step(A0)
+    observation, info = env.reset()
+    assert observation[0] != first[0]
+    assert info[RESTARTS] == 1
+    with pytest.raises(EnvironmentCrashed, match="observation 'observation' is not finite"):
+        restarting(trouble="nan_reset", at=0).reset()
+
+
+@pytest.mark.parametrize("reward", [float("nan"), 1e39, "much"])
+def test_a_reward_that_cannot_be_sent_is_a_crash(reward: Any) -> None:
+    class Odd(CountingEnvironment):
+        def step(self, action: Any) -> Any:
+            observation, _, *rest = super().step(action)
+            return observation, reward, *rest
+
+    env = RestartingEnvironment(Odd)
+    env.reset()
+    assert env.step(A0)[4][RESTARTS] == 1
 
 
 def test_the_same_seed_gives_the_same_replacements() -> None:

@@ -12,6 +12,7 @@ import aiohttp
 import grpc
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from services.actor import group, service
 from services.actor.config import ActorConfig
@@ -342,9 +343,33 @@ async def test_the_end_of_one_stream_with_ok_is_the_end_of_the_actor(inference: 
     assert max(len(stream.steps) for stream in inference.streams) == 7
 
 
-async def test_only_an_answered_step_makes_the_next_wait_short_again(
+async def test_a_stream_that_is_rejected_again_and_again_comes_back_ever_more_rarely_and_says_so_once(
     inference: ScriptedInference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    waits: list[float] = []
+
+    class Impatient(group.Backoff):
+        def seconds(self) -> float:
+            waits.append(super().seconds())
+            return 0.0
+
+    monkeypatch.setattr(group, "Backoff", Impatient)
+    inference.reject, inference.reject_from = (grpc.StatusCode.INVALID_ARGUMENT, "row 1 is nan"), 3
+    with capture_logs() as logs:
+        async with acting(inference):
+            await eventually(lambda: len(waits) >= 12, timeout=30)
+    assert all(len(stream.steps) == 4 for stream in inference.streams[:12])
+    assert waits[0] <= 0.1
+    assert min(waits[8:12]) > 12
+    assert max(waits) <= group.REJECTED_SECONDS
+    said = [event["event"] for event in logs if event.get("group") == 0]
+    assert said == ["connected", "inference rejected a step; trying again", "connected"]
+
+
+async def test_only_a_stream_that_lasted_makes_the_next_wait_short_again(
+    inference: ScriptedInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "SETTLED_SECONDS", 0.0)
     waits: list[str] = []
 
     class Recorded(group.Backoff):
@@ -403,7 +428,7 @@ async def test_a_crashed_environment_is_counted_and_shows_as_is_first(
 
 async def test_an_environment_that_always_crashes_ends_the_actor(inference: ScriptedInference) -> None:
     async with acting(inference, TROUBLE, env_kwargs={"trouble": "step", "at": 1}) as actor:
-        with pytest.raises(EnvironmentCrashed, match="10 times in a row"):
+        with pytest.raises(EnvironmentCrashed, match=f"^environment {TROUBLE} crashed 10 times in a row"):
             await actor.ended()
 
 

@@ -5,7 +5,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from services.actor.spaces import ActionDecoder, ObservationEncoder, environment_spec
+from services.actor.finite import NotFinite
+from services.actor.spaces import ActionDecoder, ObservationCheck, ObservationEncoder, environment_spec
 from shared.errors import UnsupportedEnvironment
 from shared.specs import LeafSpec
 from shared.wire import inference_pb2 as pb
@@ -159,3 +160,28 @@ def test_what_the_actor_says_of_its_spaces_is_what_inference_understands() -> No
         action=pb.DiscreteActionSpec(n=7),
     )
     assert environment_from_hello(hello) == spec
+
+
+FLOATS = spaces.Dict(
+    {"n": spaces.Box(0, 9, (2,), np.int32), "x": spaces.Box(-np.inf, np.inf, (2,), np.float32)}
+)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_what_is_not_finite_is_not_sent(value: float, is_shared: bool) -> None:
+    encode = ObservationEncoder(FLOATS, group_size=2)
+    into = [np.zeros((2, 2), np.int32), np.zeros((2, 2), np.float32)] if is_shared else None
+    observation = {"n": np.zeros((2, 2), np.int32), "x": np.zeros((2, 2), np.float32)}
+    encode(observation, into=into)
+    observation["x"][1, 0] = value
+    with pytest.raises(NotFinite, match=f"observation 'x' is not finite as float32: {value}"):
+        encode(observation, into=into)
+
+
+@pytest.mark.parametrize("values", [[0.0, np.nan], np.array([1e39, 0.0]), np.array([0, -np.inf], np.float32)])
+def test_an_observation_is_checked_in_the_type_in_which_it_is_sent(values: Any) -> None:
+    check = ObservationCheck(FLOATS)
+    check({"n": [0, 0], "x": [3.4e38, -1.0]})
+    with pytest.raises(NotFinite, match="observation 'x' is not finite as float32"):
+        check({"n": [0, 0], "x": values})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv
 from numpy.typing import NDArray
+from structlog.testing import capture_logs
 
 from services.actor.environments import GroupMaker
 from services.actor.restarting import EnvironmentCrashed
@@ -134,7 +135,7 @@ def test_an_action_space_with_a_start_gets_its_own_actions() -> None:
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
-@pytest.mark.parametrize("trouble", ["step", "exit"])
+@pytest.mark.parametrize("trouble", ["step", "exit", "nan", "inf"])
 def test_one_crashed_environment_begins_anew_and_the_others_go_on(
     way: Any, trouble: str, tmp_path: Path
 ) -> None:
@@ -153,6 +154,13 @@ def test_one_crashed_environment_begins_anew_and_the_others_go_on(
     others = [other for other in range(B) if other != row]
     assert (seen.observation[:, others, 2] == np.arange(1, 12)[:, None]).all()
     assert seen.counts == [10 * B - 1, 1, 0, 1]  # no episode came to its end
+    said = {
+        "step": "Crash: told",
+        "exit": "SystemExit: the",
+        "nan": "NotFinite: obs",
+        "inf": "NotFinite: rew",
+    }
+    assert stepped.last_crash.startswith(said[trouble])
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
@@ -167,11 +175,15 @@ def test_a_crash_in_the_reset_after_an_end_is_one_reset_step(way: Any, tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:.*Worker-|.*Traceback|.*Raising the last:UserWarning")
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [("step", "told to crash in step"), ("nan", "observation 'observation' is not finite")],
+)
 @pytest.mark.parametrize("way", ["sync", "async"])
-def test_crash_after_crash_ends_the_group(way: Any) -> None:
-    stepped = group(TROUBLE, vectorization=way, env_kwargs={"trouble": "step", "at": 1})
+def test_crash_after_crash_ends_the_group(way: Any, trouble: str, said: str) -> None:
+    stepped = group(TROUBLE, vectorization=way, env_kwargs={"trouble": trouble, "at": 1})
     stepped.reset()
-    with pytest.raises(EnvironmentCrashed, match=r"crashed 10 times in a row.*told to crash in step"):
+    with pytest.raises(EnvironmentCrashed, match=f"crashed 10 times in a row.*{said}"):
         _step_often(stepped)
     stepped.close()
 
@@ -183,6 +195,30 @@ def test_a_native_environment_that_raises_is_rebuilt_whole() -> None:
     assert [row.all() for row in seen.is_first] == [t in (0, 4, 8) for t in range(10)]
     assert (seen.reward == np.where(seen.is_first, 0, 7)).all()
     assert seen.counts == [7 * B, 2 * B, 0, 2 * B]
+
+
+@pytest.mark.parametrize("nan_reward", [False, True])
+def test_a_native_environment_with_a_number_that_is_not_finite_is_rebuilt_whole(nan_reward: bool) -> None:
+    stepped = group(NEXT_STEP, env_kwargs={"nan_at": 4, "nan_reward": nan_reward})
+    seen = played(stepped, 9)
+    assert seen.observation[:, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert (seen.reward == np.where(seen.is_first, 0, 7)).all()
+    assert seen.counts == [7 * B, 2 * B, 0, 2 * B]
+    assert "reward is not finite" in stepped.last_crash or not nan_reward
+
+
+def test_a_native_environment_that_is_never_finite_is_given_up() -> None:
+    stepped = group(NEXT_STEP, env_kwargs={"nan_at": 1})
+    stepped.reset()
+    with pytest.raises(EnvironmentCrashed, match=r"10 times in a row.*'observation' is not finite"):
+        _step_often(stepped)
+
+
+def test_crashes_do_not_fill_the_log() -> None:
+    stepped = group(NEXT_STEP, env_kwargs={"raise_at": 2})
+    with capture_logs() as logs:
+        played(stepped, 60)
+    assert len(logs) == 10
 
 
 def test_crashes_with_steps_between_them_are_never_too_many() -> None:
