@@ -81,6 +81,8 @@ class GroupState:
     streams: int = 0  # that were welcomed
     steps: int = 0
     weights_version: int = 0
+    replaced: int = 0  # environments that crashed
+    last_crash: str = ""
 
 
 class Group:
@@ -209,6 +211,8 @@ class Group:
 
     def _count(self, transition: Transition) -> None:
         self.state.steps += transition.steps
+        self.state.replaced += transition.restarts
+        self.state.last_crash = self._environments.last_crash
         self._metrics.steps.inc(transition.steps)
         self._metrics.reset_steps.inc(transition.reset_steps)
         self._metrics.episodes.inc(transition.episodes)

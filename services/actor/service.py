@@ -69,7 +69,7 @@ class _Actor:
     def waiting_for(self) -> list[str]:
         """What is awaited before all groups step; empty when they do."""
         if not self._groups:
-            return ["making the environments"]
+            return ["the environments to be made"]
         return list(
             dict.fromkeys(group.state.waiting_for for group in self._groups if not group.state.connected)
         )
@@ -86,6 +86,9 @@ class _Actor:
             "environments": config.groups * config.group_size,
             "steps": sum(group.state.steps for group in self._groups),
             "waiting_for": self.waiting_for(),
+            "making_environments": not self._groups,
+            "replaced_environments": sum(group.state.replaced for group in self._groups),
+            "last_crash": next((each for group in self._groups if (each := group.state.last_crash)), ""),
             "activity": self.activity.shares(),
             "groups": [asdict(group.state) for group in self._groups],
         }

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import shlex
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +21,7 @@ from services.learner.replay_counts import replay_counts
 from services.local.config import CONFIG_FILE, TrainConfig
 from services.local.connection import published_connection
 from services.local.directory import configured, used_directory
-from services.local.display import doing, headline, services_table
+from services.local.display import actor_doing, actors_in_trouble, doing, headline, services_table
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
 from services.local.summary import (
@@ -30,6 +31,7 @@ from services.local.summary import (
     untrained_queue,
     write_summary,
 )
+from services.local.watching import ActorWatch, watched_actors
 from shared.bus.connection import connected_bus
 from shared.bus.statuses import StatusBoard, watched_statuses
 from shared.config import secret_values
@@ -113,7 +115,11 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
         ):
             run = LocalRun(config, nats)
             with published_connection(config.directory, run.connection):
-                async with watched_statuses(bus) as board, _shown(console, config, run, board):
+                async with (
+                    watched_statuses(bus) as board,
+                    watched_actors(run.actor_addresses) as actors,
+                    _shown(console, config, run, board, actors),
+                ):
                     try:
                         finished = await run.until_done(stop)
                     finally:
@@ -132,7 +138,7 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
 
 @contextlib.asynccontextmanager
 async def _shown(
-    console: Console, config: TrainConfig, run: LocalRun, board: StatusBoard
+    console: Console, config: TrainConfig, run: LocalRun, board: StatusBoard, actors: ActorWatch
 ) -> AsyncIterator[None]:
     """Shows a live table on a terminal, else a line now and then."""
     settings = shlex.quote(str(config.directory / CONFIG_FILE))
@@ -140,10 +146,14 @@ async def _shown(
     console.print(f"another actor: {join}", soft_wrap=True, highlight=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
-            async with _repeated(lambda: live.update(_table(config, run, board)), TABLE_SECONDS):
+            async with _repeated(lambda: live.update(_table(config, run, board, actors)), TABLE_SECONDS):
                 yield
     else:
-        async with _repeated(lambda: console.print(_line(config, board), soft_wrap=True), PLAIN_LINE_SECONDS):
+
+        def show() -> None:
+            console.print(_line(config, board, actors), soft_wrap=True)
+
+        async with _repeated(show, PLAIN_LINE_SECONDS):
             yield
 
 
@@ -162,27 +172,29 @@ async def _repeated(show: Callable[[], None], seconds: float) -> AsyncIterator[N
         show()
 
 
-def _line(config: TrainConfig, board: StatusBoard) -> str:
-    learner = board.newest("learner")
+def _line(config: TrainConfig, board: StatusBoard, actors: ActorWatch) -> str:
+    learner, inference = board.newest("learner"), board.newest("inference")
+    trouble = actors_in_trouble(inference.get("actors") or {}, actors.accounts, time.monotonic())
     if not learner.get("steps"):
-        inference = board.newest("inference")
         replay = [("replay", board.newest("replay"))] if config.agent == "r2d2" else []
         waiting = [
             f"{name}: {doing(name, status) or 'starting'}"
             for name, status in (("inference", inference), *replay, ("learner", learner))
         ]
-        return "; ".join(waiting)
-    return headline(learner, total_steps=config.total_steps)
+        return "; ".join([*trouble, *waiting])
+    return "  ".join([headline(learner, total_steps=config.total_steps), *trouble])
 
 
-def _table(config: TrainConfig, run: LocalRun, board: StatusBoard) -> Table:
-    actors = board.newest("inference").get("actors") or {}
+def _table(config: TrainConfig, run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Table:
+    connected, now = board.newest("inference").get("actors") or {}, time.monotonic()
     rows = [
         {
             "service": name,
             "state": service.state,
             "restarts": service.restarts,
-            "doing": doing("actor", actors[name]) if name in actors else doing(name, board.newest(name)),
+            "doing": actor_doing(connected.get(name), actors.accounts[name], now)
+            if name in actors.accounts
+            else doing(name, board.newest(name)),
         }
         for name, service in run.services.items()
     ]

@@ -5,7 +5,11 @@ from typing import Any
 
 from rich.table import Table
 
+from services.local.watching import ActorAccount
+
 Status = Mapping[str, Any]
+
+_MOST_ACTORS = 3  # that one line names
 
 
 def headline(learner: Status, *, total_steps: int) -> str:
@@ -33,6 +37,31 @@ def services_table(rows: Sequence[Mapping[str, object]], *, title: str) -> Table
     for row in rows:
         table.add_row(*map(str, row.values()))
     return table
+
+
+def actor_doing(seen: Status | None, account: ActorAccount, now: float) -> str:
+    """What an actor does: as inference sees it once it is connected, before that by its own account."""
+    does = doing("actor", seen) if seen else account.doing(now)
+    return "; ".join(part for part in (does, _crashes(account)) if part)
+
+
+def actors_in_trouble(
+    seen: Mapping[str, Status], accounts: Mapping[str, ActorAccount], now: float
+) -> list[str]:
+    """Of each actor that is not connected, or whose environments crash, what there is to say."""
+    said = {
+        name: _crashes(account) if name in seen else actor_doing(None, account, now)
+        for name, account in accounts.items()
+    }
+    lines = [f"{name}: {words}" for name, words in said.items() if words]
+    others = len(lines) - _MOST_ACTORS
+    return lines if others <= 0 else [*lines[:_MOST_ACTORS], f"{others} more actors like that"]
+
+
+def _crashes(account: ActorAccount) -> str:
+    if not account.replaced:
+        return ""
+    return f"{account.replaced:,} crashed environments replaced, at last with {account.last_crash}"
 
 
 def doing(service: str, status: Status) -> str:

@@ -27,14 +27,12 @@ class LocalRun:
         self.nats = nats
         self._port = free_port(config.host, config.port)
         self.inference_url = joined(_reachable(config.host), self._port)
+        self._actor_ports = {f"actor-{i}": free_port(config.http_host) for i in range(config.actors)}
         self.services = {
             "inference": self._service("inference", self._inference_command),
             **({"replay": self._service("replay", self._replay_command)} if config.agent == "r2d2" else {}),
             "learner": self._service("learner", self._learner_command),
-            **{
-                f"actor-{i}": self._service(f"actor-{i}", self._actor_command(i))
-                for i in range(config.actors)
-            },
+            **{name: self._service(name, self._actor_command(name)) for name in self._actor_ports},
         }
 
     async def until_done(self, stop: asyncio.Event) -> bool:
@@ -68,6 +66,12 @@ class LocalRun:
         for name in ("inference", "learner", "replay"):
             if name in self.services:
                 await self.services[name].end(grace_seconds=grace)
+
+    @property
+    def actor_addresses(self) -> dict[str, str]:
+        """Where each actor answers HTTP, by its name."""
+        host = _reachable(self.config.http_host)
+        return {name: joined(host, port) for name, port in self._actor_ports.items()}
 
     @property
     def connection(self) -> Connection:
@@ -124,10 +128,10 @@ class LocalRun:
         run_dir = ["--run-dir", str(directory), *resume]
         return seedrl("learner", *self._common(), *run_dir, "--nats-url", self.nats.nats_url)
 
-    def _actor_command(self, index: int) -> Callable[[], list[str]]:
-        name = f"actor-{index}"
+    def _actor_command(self, name: str) -> Callable[[], list[str]]:
         where = ["--inference-url", self.inference_url, "--actor-id", name]
-        return lambda: seedrl("actor", self.config.env, *self._common(), *where)
+        port = ["--http-port", str(self._actor_ports[name])]
+        return lambda: seedrl("actor", self.config.env, *self._common(), *where, *port)
 
 
 def _reachable(host: str) -> str:

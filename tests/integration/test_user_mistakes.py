@@ -1,5 +1,6 @@
 """Each mistake of a person gives one clear line and a non-zero exit, no traceback."""
 
+import signal
 import socket
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from services.nats_server import NatsServer
 from tests.support.commands import one_clear_line, seedrl
+from tests.support.local_run import training
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,41 @@ def test_training_at_a_port_in_use_ends_before_a_service_starts(tmp_path: Path) 
     assert result.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in one_clear_line(result)
     assert not list(tmp_path.glob("run/logs/*.log"))
+
+
+TROUBLE = ("tests.support.actor_environments:Trouble-v0", "--preset", "cartpole", "--env-kwargs")
+
+
+@pytest.mark.slow  # half a minute: the actor is started six times
+def test_an_environment_that_is_never_finite_ends_the_run_and_is_named(tmp_path: Path) -> None:
+    words = (*TROUBLE, '{"trouble": "nan", "at": 1}')
+    result = seedrl("train", *words, "--run-dir", "run", cwd=tmp_path)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("seedrl: ")]
+    assert line.endswith(
+        f"environment {TROUBLE[0]} crashed 10 times in a row, "
+        "at last with NotFinite: observation 'observation' is not finite as float32: nan"
+    )
+
+
+def test_an_environment_that_is_not_finite_now_and_then_is_told_of_while_training_goes_on(
+    tmp_path: Path,
+) -> None:
+    words = (*TROUBLE, '{"trouble": "inf", "at": 50}')
+    with training(*words, directory=tmp_path / "run", cwd=tmp_path) as run:
+        said = run.until_said("crashed environments replaced")
+        run.end(signal.SIGINT)
+    assert said.endswith("at last with NotFinite: reward is not finite as float32: inf")
+    assert run.summary()["steps"] > 0
+    assert "stream refused" not in (tmp_path / "run/logs/inference.log").read_text()
+
+
+def test_an_environment_that_hangs_while_it_is_made_is_named(tmp_path: Path) -> None:
+    with training(*TROUBLE, '{"trouble": "made"}', directory=tmp_path / "run", cwd=tmp_path) as run:
+        said = run.until_said("actor-0: making environments for")
+        run.end(signal.SIGINT)
+    assert "inference: " in said
+    assert run.summary()["exit_reason"] == "interrupted"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "connection.json"])

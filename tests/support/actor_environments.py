@@ -24,14 +24,16 @@ class TroubleEnvironment(CountingEnvironment):
     """A counting environment that makes trouble in step `at` of its life, or in the first reset after it.
 
     `trouble`: step, reset, close (raise), exit (SystemExit), die (the process is gone), hang, nan (in the
-    observation), inf (as reward), nan_reset (in the reset's observation). `marker` is a file that is there once
-    any instance has made the trouble; without one each makes it.
+    observation), inf (as reward), nan_reset (in the reset's observation), made (its constructor hangs).
+    `marker` is a file that is there once any instance has made the trouble; without one each makes it.
     """
 
     def __init__(self, *, trouble: str = "", at: int = 5, marker: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._trouble, self._at, self._marker = trouble, at, marker
         self._steps = 0
+        if trouble == "made":
+            time.sleep(3600)
 
     def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
         self._steps += 1
@@ -81,8 +83,8 @@ class TroubleEnvironment(CountingEnvironment):
 class BareVectorEnvironment(VectorEnv[Any, Any, Any]):
     """One Box row each, steps counted; has no metadata of its own and says no autoreset mode.
 
-    `raise_at`: the step that crashes; `end_at`: the step that terminates all rows, after which rewards are NaN
-    in the reset; `nan_at`: the step whose last observation is NaN, or with `nan_reward` the last reward.
+    `raise_at`: the step that crashes; `end_at`: the step that terminates all rows, whose reset has NaN for
+    rewards; `nan_at`: the step whose last observation is NaN, or with `nan_reward` the last reward.
     """
 
     def __init__(

@@ -41,6 +41,16 @@ class LocalRun:
             assert time.monotonic() < deadline, f"waited {seconds} s; logs: {self.logs()[-3000:]}"
             time.sleep(0.05)  # polls files; nothing to await
 
+    def until_said(self, words: str, *, seconds: float = 60.0) -> str:
+        """The first line on stdout with these words; fails when the run ends first or the time is up."""
+        deadline = time.monotonic() + seconds
+        assert self.process.stdout is not None
+        for line in self.process.stdout:  # one every few seconds
+            if words in line:
+                return line.rstrip()
+            assert time.monotonic() < deadline, f"waited {seconds} s; logs: {self.logs()[-3000:]}"
+        raise AssertionError(f"the run ended: {self.process.communicate()}")
+
     def until_steps(self, steps: int, *, seconds: float = 60.0) -> None:
         """Waits until the learner has consumed `steps` steps in all."""
         self.until(lambda: self.accounts().get("steps", 0) >= steps, seconds=seconds)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -418,6 +419,9 @@ async def test_a_crashed_environment_is_counted_and_shows_as_is_first(
         assert await metric(free_port, "environment_restarts_total") == 1
         assert await metric(free_port, "reset_steps_total") == 1
         assert await metric(free_port, "episodes_total") == 0
+        status = json.loads((await get(free_port, "/status"))[1])
+        assert status["replaced_environments"] == 1
+        assert status["last_crash"] == "Crash: told to crash in step"
     assert len(inference.streams) == 1
     is_first = stream.flags("is_first")
     assert is_first[1:10].sum() == 1
@@ -430,6 +434,28 @@ async def test_an_environment_that_always_crashes_ends_the_actor(inference: Scri
     async with acting(inference, TROUBLE, env_kwargs={"trouble": "step", "at": 1}) as actor:
         with pytest.raises(EnvironmentCrashed, match=f"^environment {TROUBLE} crashed 10 times in a row"):
             await actor.ended()
+
+
+async def test_an_actor_says_that_it_makes_environments(
+    inference: ScriptedInference, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = threading.Event()
+
+    class Slow(service.SteppedGroup):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            assert made.wait(20)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(service, "SteppedGroup", Slow)
+    async with acting(inference, http_port=free_port):
+        await eventually(lambda: _http(free_port))
+        status = json.loads((await get(free_port, "/status"))[1])
+        assert (status["making_environments"], status["last_crash"]) == (True, "")
+        assert (await get(free_port, "/readyz"))[0] == 503
+        made.set()
+        await inference.steps(3)
+        status = json.loads((await get(free_port, "/status"))[1])
+        assert status["making_environments"] is False
 
 
 async def test_a_mistake_in_the_environment_needs_no_inference() -> None:

@@ -4,7 +4,8 @@ import io
 
 from rich.console import Console
 
-from services.local.display import doing, headline, services_table
+from services.local.display import actor_doing, actors_in_trouble, doing, headline, services_table
+from services.local.watching import ActorAccount
 
 
 def shown(*rows: dict[str, object]) -> str:
@@ -32,6 +33,33 @@ def test_an_actor_is_described_by_what_inference_sees_of_it() -> None:
     assert doing("replay", replay) == "1,200 sequences, 24,000 steps inserted"
     held_back = {**replay, "limiter": "inserts wait: 5 more items to be sampled"}
     assert doing("replay", held_back).endswith("inserted; inserts wait: 5 more items to be sampled")
+
+
+def crashing() -> ActorAccount:
+    account = ActorAccount(0.0)
+    status = {"waiting_for": [], "making_environments": False}
+    account.answered({**status, "replaced_environments": 1200, "last_crash": "NotFinite: reward"}, 0.0)
+    return account
+
+
+def test_an_actor_speaks_for_itself_until_it_is_connected_and_of_its_crashes_always() -> None:
+    seen = {"groups": 2, "environments": 16, "steps": 1234}
+    assert actor_doing(None, ActorAccount(5.0), 39.0) == "starting for 34 s"
+    assert actor_doing(seen, ActorAccount(5.0), 39.0) == doing("actor", seen)
+    crashes = "1,200 crashed environments replaced, at last with NotFinite: reward"
+    assert actor_doing(seen, crashing(), 39.0) == f"{doing('actor', seen)}; {crashes}"
+
+
+def test_one_line_names_the_first_actors_that_are_in_trouble_and_counts_the_others() -> None:
+    accounts = {f"actor-{i}": ActorAccount(0.0) for i in range(6)} | {"actor-1": crashing()}
+    seen: dict[str, dict[str, int]] = {"actor-0": {}, "actor-1": {}}
+    assert actors_in_trouble(seen, accounts, 9.0) == [
+        "actor-1: 1,200 crashed environments replaced, at last with NotFinite: reward",
+        "actor-2: starting for 9 s",
+        "actor-3: starting for 9 s",
+        "2 more actors like that",
+    ]
+    assert actors_in_trouble(accounts.fromkeys(accounts, {}), {"actor-0": accounts["actor-0"]}, 9.0) == []
 
 
 def test_the_headline_has_a_dash_for_what_is_not_known_yet() -> None:

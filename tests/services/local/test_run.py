@@ -28,6 +28,16 @@ def test_there_are_inference_a_learner_and_as_many_actors_as_wanted(tmp_path: Pa
     assert list(local_run(tmp_path, actors=2).services) == ["inference", "learner", "actor-0", "actor-1"]
 
 
+def test_where_an_actor_answers_http_is_known_before_it_starts(tmp_path: Path) -> None:
+    run = local_run(tmp_path, actors=2, http_host="0.0.0.0")
+    for name, address in run.actor_addresses.items():
+        host, port = address.split(":")
+        assert host == "127.0.0.1"
+        assert "--http-host 0.0.0.0 " in words(run, name)
+        assert words(run, name).endswith(f"--http-port {port}")
+    assert len(set(run.actor_addresses.values())) == 2
+
+
 def test_an_r2d2_run_has_a_replay_in_the_same_directory_as_its_learner(tmp_path: Path) -> None:
     run = local_run(tmp_path, agent="r2d2", optimizer="adam")
     assert list(run.services) == ["inference", "replay", "learner", "actor-0"]

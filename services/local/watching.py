@@ -1,0 +1,94 @@
+"""What the actors of a local run say of themselves, over HTTP: inference knows only those connected to it."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+
+_LOOK_SECONDS = 1.0
+_ANSWER_SECONDS = 1.0
+
+_STARTING = "starting"
+_MAKING = "making environments"
+
+
+class ActorAccount:
+    """One actor by its own account; knows no connection and no clock."""
+
+    def __init__(self, now: float) -> None:
+        """`now`: monotonic seconds, as everywhere here."""
+        self._doing = _STARTING  # before its groups are connected; then empty
+        self._since = now
+        self.replaced = 0  # environments that crashed
+        self.last_crash = ""
+
+    def answered(self, status: Mapping[str, Any], now: float) -> None:
+        """Takes its /status."""
+        waiting = ", ".join(status["waiting_for"])
+        self._does(_MAKING if status["making_environments"] else waiting and f"waiting for {waiting}", now)
+        self.replaced, self.last_crash = status["replaced_environments"], status["last_crash"]
+
+    def was_silent(self, now: float) -> None:
+        """It listens and does not answer: some environments are made without a break."""
+        if self._doing == _STARTING:
+            self._does(_MAKING, now)
+
+    def was_away(self, now: float) -> None:
+        """Nobody listens there; one that stepped may just have come to its end."""
+        if self._doing:
+            self._does(_STARTING, now)
+
+    def doing(self, now: float) -> str:
+        """What it does before it steps, and for how long; empty when it steps."""
+        return f"{self._doing} for {now - self._since:.0f} s" if self._doing else ""
+
+    def _does(self, doing: str, now: float) -> None:
+        if doing.partition(" (")[0] != self._doing.partition(" (")[0]:  # a reason differs at every attempt
+            self._since = now
+        self._doing = doing
+
+
+class ActorWatch:
+    """Asks actors again and again."""
+
+    def __init__(self, addresses: Mapping[str, str], http: aiohttp.ClientSession) -> None:
+        """`addresses`: host:port of each actor's HTTP endpoints, by its name."""
+        self.accounts = {name: ActorAccount(time.monotonic()) for name in addresses}
+        self._addresses = addresses
+        self._http = http
+
+    async def follow(self) -> None:
+        """Asks for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Asks each actor once."""
+        await asyncio.gather(*map(self._ask, self.accounts))
+
+    async def _ask(self, name: str) -> None:
+        account = self.accounts[name]
+        try:
+            async with self._http.get(f"http://{self._addresses[name]}/status") as answer:
+                account.answered(await answer.json(), time.monotonic())
+        except TimeoutError:
+            account.was_silent(time.monotonic())
+        except aiohttp.ClientError:
+            account.was_away(time.monotonic())
+
+
+@contextlib.asynccontextmanager
+async def watched_actors(addresses: Mapping[str, str]) -> AsyncIterator[ActorWatch]:
+    """A watch that follows the actors at `addresses`."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_ANSWER_SECONDS)) as http:
+        watch = ActorWatch(addresses, http)
+        following = asyncio.create_task(watch.follow())
+        try:
+            yield watch
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
