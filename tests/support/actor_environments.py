@@ -117,7 +117,7 @@ class BareVectorEnvironment(VectorEnv[Any, Any, Any]):
             self._steps = 0  # but reward and flags, which mean nothing now, are sloppy
         ended = np.full(self.num_envs, self._end_at and self._steps in (0, self._end_at), np.bool_)
         observation, reward = self._observation(), np.full(self.num_envs, 7.0 if self._steps else np.nan)
-        if self._steps == self._nan_at:
+        if self._nan_at and self._steps == self._nan_at:
             (reward if self._nan_reward else observation[:, 0])[-1] = np.nan
         return observation, reward, ended, ended & (self._steps == 0), {}
 

@@ -232,6 +232,7 @@ def test_nothing_but_the_observation_counts_in_a_reset_step() -> None:
     assert seen.reward[:, 0].tolist() == [0, 7, 7, 0, 7, 7, 0]
     assert seen.terminated[:, 0].tolist() == [0, 0, 1, 0, 0, 1, 0]
     assert not seen.truncated.any()
+    assert seen.counts[3] == 0  # although rewards are NaN there
 
 
 def test_a_native_environment_that_raises_again_and_again_is_given_up() -> None:
