@@ -178,7 +178,7 @@ def _line(config: TrainConfig, board: StatusBoard, actors: ActorWatch) -> str:
     if not learner.get("steps"):
         replay = [("replay", board.newest("replay"))] if config.agent == "r2d2" else []
         waiting = [
-            f"{name}: {doing(name, status) or 'starting'}"
+            f"{name}: {doing(name, status)}"
             for name, status in (("inference", inference), *replay, ("learner", learner))
         ]
         return "; ".join([*trouble, *waiting])

@@ -65,7 +65,9 @@ def _crashes(account: ActorAccount) -> str:
 
 
 def doing(service: str, status: Status) -> str:
-    """What a service does or waits for, in words."""
+    """What a service does or waits for, in words; `status` is empty before it has said anything."""
+    if not status:
+        return "starting"
     waiting = status.get("waiting") or []
     if waiting:
         return "waiting for " + ", ".join(waiting)

@@ -28,7 +28,7 @@ def test_waiting_comes_first() -> None:
 def test_an_actor_is_described_by_what_inference_sees_of_it() -> None:
     status = {"groups": 2, "environments": 16, "steps": 1234}
     assert doing("actor", status) == "2 groups, 16 environments, 1,234 steps"
-    assert doing("actor-0", {}) == ""
+    assert doing("learner", {}) == "starting"
     replay = {"items": 1200, "steps": 24000, "limiter": "free"}
     assert doing("replay", replay) == "1,200 sequences, 24,000 steps inserted"
     held_back = {**replay, "limiter": "inserts wait: 5 more items to be sampled"}
