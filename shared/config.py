@@ -254,7 +254,9 @@ def load(
     ConfigurationError, all mistakes on one line. `--help` prints and raises SystemExit(0).
     """
     models: tuple[type[BaseModel], ...] = (model, *known)
-    names = {name for each in models for name in each.model_fields}
+    names = {
+        name for each in models for name, field in each.model_fields.items() if not field.validation_alias
+    }
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(model, cli_prog_name=prog)
         _order_help(source.root_parser, model, prog)
@@ -304,7 +306,8 @@ def _environment(model: type[Settings], names: set[str]) -> dict[str, Any]:
         if variable.upper().startswith(ENV_PREFIX) and variable[len(ENV_PREFIX) :].lower() not in names:
             raise ConfigurationError(f"{variable} is no setting{nearest(variable, names)}")
     try:
-        return dict(EnvSettingsSource(model)())
+        given = EnvSettingsSource(model)()
+        return {name: value for name, value in given.items() if name in names}  # not JSON, which is --json's
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
 

@@ -83,6 +83,7 @@ class GroupState:
     weights_version: int = 0
     replaced: int = 0  # environments that crashed
     last_crash: str = ""
+    crashed_at: float = 0.0  # seconds of the epoch
 
 
 class Group:
@@ -106,6 +107,7 @@ class Group:
         self._backoff = Backoff()
         self._rejections = Backoff(longest=REJECTED_SECONDS)
         self._outage: str | None = None  # what was last logged about why there is no stream
+        self._was_rejected = False  # that outage was for a step, and may be for the next
         self._said_connected = False  # since then
         self._log = log.bind(group=index, inference=config.inference_url)
         self.state = GroupState(waiting_for=f"inference at {config.inference_url}")
@@ -211,8 +213,9 @@ class Group:
 
     def _count(self, transition: Transition) -> None:
         self.state.steps += transition.steps
-        self.state.replaced += transition.restarts
-        self.state.last_crash = self._environments.last_crash
+        if transition.restarts:
+            self.state.replaced += transition.restarts
+            self.state.last_crash, self.state.crashed_at = self._environments.last_crash, time.time()
         self._metrics.steps.inc(transition.steps)
         self._metrics.reset_steps.inc(transition.reset_steps)
         self._metrics.episodes.inc(transition.episodes)
@@ -223,6 +226,8 @@ class Group:
         if not self._said_connected:
             self._log.info("connected", stream=stream_id, shared_memory=shared_memory, pipes=pipes)
         self._said_connected = True
+        if not self._was_rejected:
+            self._outage = None
         if self.state.streams:
             self._metrics.reconnections.inc()
         self.state.streams += 1
@@ -235,7 +240,7 @@ class Group:
         """The stream works: what is lost after this is a new outage."""
         self._backoff.reset()
         self._rejections.reset()
-        self._outage = None
+        self._outage, self._was_rejected = None, False
 
     def _disconnected(self) -> None:
         if self.state.connected:
@@ -243,13 +248,16 @@ class Group:
             self._metrics.groups_connected.dec()
 
     def _lost(self, lost: Exception) -> None:
-        """Says why there is no stream, once for each kind of reason until a stream has settled."""
+        """Says why there is no stream: once for each kind of reason until there is one, or, where steps are
+        rejected, until one has settled.
+        """
         self.state.waiting_for = f"inference at {self._config.inference_url} ({lost})"
+        self._was_rejected = isinstance(lost, StepRejected)
         kind = str(lost).partition(":")[0]  # the status; its details differ from attempt to attempt
         if kind != self._outage:
             self._outage = kind
             self._said_connected = False
-            if isinstance(lost, StepRejected):
+            if self._was_rejected:
                 self._log.error("inference rejected a step; trying again", reason=str(lost))
             else:
                 self._log.warning("no stream to inference; trying again", reason=str(lost))

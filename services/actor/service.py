@@ -77,6 +77,7 @@ class _Actor:
     def status(self) -> dict[str, Any]:
         """What `/status` tells."""
         config = self._config
+        last = max((group.state for group in self._groups), key=lambda state: state.crashed_at, default=None)
         return {
             "actor_id": config.actor_id,
             "run_id": config.run_id,
@@ -88,7 +89,7 @@ class _Actor:
             "waiting_for": self.waiting_for(),
             "making_environments": not self._groups,
             "replaced_environments": sum(group.state.replaced for group in self._groups),
-            "last_crash": next((each for group in self._groups if (each := group.state.last_crash)), ""),
+            "last_crash": last.last_crash if last is not None else "",
             "activity": self.activity.shares(),
             "groups": [asdict(group.state) for group in self._groups],
         }

@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> int:
         check_network_name(config.network)
     if ":" not in config.env:  # else the module that registers it is the actors' to import
         resolved(config.env)
-    console = Console()
+    console = Console(markup=False)  # paths and what environments say may look like markup
     with used_directory(config) as directory:
         discarded = discarded_before(config)
         with configured(config):
@@ -117,7 +117,7 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
             with published_connection(config.directory, run.connection):
                 async with (
                     watched_statuses(bus) as board,
-                    watched_actors(run.actor_addresses) as actors,
+                    watched_actors(lambda: run.actor_addresses) as actors,
                     _shown(console, config, run, board, actors),
                 ):
                     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import orjson
 
 from services.local.config import CONFIG_FILE
+from services.local.directory import is_used
 from services.local.reading import reading
 from shared.errors import RunError
 
@@ -47,19 +48,7 @@ def read_connection(directory: Path) -> Connection:
         raise RunError(
             f"{directory}: no run goes on there" if is_run else f"{directory} is no run's directory"
         )
-    with reading(path):
-        connection = Connection(**orjson.loads(path.read_bytes()))
-        lives = _lives(connection.pid)
-    if not lives:
+    if not is_used(directory):
         raise RunError(f"{directory}: no run goes on there; its seedrl train was killed")
-    return connection
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
+    with reading(path):
+        return Connection(**orjson.loads(path.read_bytes()))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.learner.accounts import Accounts, has_begun, load_accounts
 from services.local.config import CONFIG_FILE, TrainConfig, replace_config, write_config
-from shared.errors import RunError, SeedrlError
+from shared.errors import RunError
 
 _LOCK_FILE = "lock"
 # What a run leaves that ended before it trained; nobody misses it when the directory is used again.
@@ -42,20 +42,36 @@ def used_directory(config: TrainConfig) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def configured(config: TrainConfig) -> Iterator[None]:
-    """The run directory says `config`; what it said before comes back where a resumed run is refused.
+    """The run directory says `config`; what it said before comes back where a resumed run trains nothing.
 
-    It is refused where the block ends with a SeedrlError before another step was trained: with settings that
-    are not the run's, say, which would keep it from ever going on.
+    It may have been refused for settings that are not the run's, which would keep it from ever going on.
     """
     path = config.directory / CONFIG_FILE
-    before, steps = path.read_bytes() if config.resume else b"", load_accounts(config.directory).steps
+    before, steps = path.read_bytes() if config.resume else None, _steps(config.directory)
     write_config(config, path)
     try:
         yield
-    except SeedrlError:
-        if config.resume and load_accounts(config.directory).steps == steps:
+    finally:
+        if before is not None and _steps(config.directory) == steps:
             replace_config(path, before)
-        raise
+
+
+def is_used(directory: Path) -> bool:
+    """Whether a `seedrl train` uses it now; True also where that cannot be told."""
+    try:
+        with open(directory / _LOCK_FILE, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def _steps(directory: Path) -> int | None:
+    """Steps trained so far; None where the accounts were damaged meanwhile."""
+    try:
+        return load_accounts(directory).steps
+    except RunError:
+        return None
 
 
 def _check_unused(directory: Path) -> None:

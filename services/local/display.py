@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from services.local.watching import ActorAccount
 
@@ -31,11 +32,11 @@ def headline(learner: Status, *, total_steps: int) -> str:
 
 def services_table(rows: Sequence[Mapping[str, object]], *, title: str) -> Table:
     """A row per service; the columns are those of the first."""
-    table = Table(title=title, title_justify="left", expand=False, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", expand=False, pad_edge=False)
     for column in rows[0]:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        table.add_row(*(Text(str(value)) for value in row.values()))  # which may hold an environment's words
     return table
 
 

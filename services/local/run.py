@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from pydantic import SecretStr
 
@@ -27,12 +28,15 @@ class LocalRun:
         self.nats = nats
         self._port = free_port(config.host, config.port)
         self.inference_url = joined(_reachable(config.host), self._port)
-        self._actor_ports = {f"actor-{i}": free_port(config.http_host) for i in range(config.actors)}
+        self._actor_ports: dict[str, int] = {}
         self.services = {
             "inference": self._service("inference", self._inference_command),
             **({"replay": self._service("replay", self._replay_command)} if config.agent == "r2d2" else {}),
             "learner": self._service("learner", self._learner_command),
-            **{name: self._service(name, self._actor_command(name)) for name in self._actor_ports},
+            **{
+                name: self._service(name, partial(self._actor_command, name))
+                for name in (f"actor-{i}" for i in range(config.actors))
+            },
         }
 
     async def until_done(self, stop: asyncio.Event) -> bool:
@@ -69,8 +73,9 @@ class LocalRun:
 
     @property
     def actor_addresses(self) -> dict[str, str]:
-        """Where each actor answers HTTP, by its name."""
+        """Where each actor that was started answers HTTP, by its name."""
         host = _reachable(self.config.http_host)
+        host = "::1" if self.config.http_host == "::" else host  # HTTP is then served over IPv6 alone
         return {name: joined(host, port) for name, port in self._actor_ports.items()}
 
     @property
@@ -128,10 +133,11 @@ class LocalRun:
         run_dir = ["--run-dir", str(directory), *resume]
         return seedrl("learner", *self._common(), *run_dir, "--nats-url", self.nats.nats_url)
 
-    def _actor_command(self, name: str) -> Callable[[], list[str]]:
-        where = ["--inference-url", self.inference_url, "--actor-id", name]
-        port = ["--http-port", str(self._actor_ports[name])]
-        return lambda: seedrl("actor", self.config.env, *self._common(), *where, *port)
+    def _actor_command(self, name: str) -> list[str]:
+        # Another port at each start: what an environment forked may hold the last one after the actor's end.
+        self._actor_ports[name] = port = free_port(self.config.http_host)
+        where = ["--inference-url", self.inference_url, "--actor-id", name, "--http-port", str(port)]
+        return seedrl("actor", self.config.env, *self._common(), *where)
 
 
 def _reachable(host: str) -> str:

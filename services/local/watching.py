@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -54,9 +54,9 @@ class ActorAccount:
 class ActorWatch:
     """Asks actors again and again."""
 
-    def __init__(self, addresses: Mapping[str, str], http: aiohttp.ClientSession) -> None:
-        """`addresses`: host:port of each actor's HTTP endpoints, by its name."""
-        self.accounts = {name: ActorAccount(time.monotonic()) for name in addresses}
+    def __init__(self, addresses: Callable[[], Mapping[str, str]], http: aiohttp.ClientSession) -> None:
+        """`addresses`: host:port of each actor's HTTP endpoints now, by its name."""
+        self.accounts: dict[str, ActorAccount] = {}
         self._addresses = addresses
         self._http = http
 
@@ -68,21 +68,21 @@ class ActorWatch:
 
     async def look(self) -> None:
         """Asks each actor once."""
-        await asyncio.gather(*map(self._ask, self.accounts))
+        await asyncio.gather(*(self._ask(name, address) for name, address in self._addresses().items()))
 
-    async def _ask(self, name: str) -> None:
-        account = self.accounts[name]
+    async def _ask(self, name: str, address: str) -> None:
+        account = self.accounts.setdefault(name, ActorAccount(time.monotonic()))
         try:
-            async with self._http.get(f"http://{self._addresses[name]}/status") as answer:
+            async with self._http.get(f"http://{address}/status") as answer:
                 account.answered(await answer.json(), time.monotonic())
         except TimeoutError:
             account.was_silent(time.monotonic())
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, ValueError, LookupError, TypeError):  # or it is no actor that answers
             account.was_away(time.monotonic())
 
 
 @contextlib.asynccontextmanager
-async def watched_actors(addresses: Mapping[str, str]) -> AsyncIterator[ActorWatch]:
+async def watched_actors(addresses: Callable[[], Mapping[str, str]]) -> AsyncIterator[ActorWatch]:
     """A watch that follows the actors at `addresses`."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_ANSWER_SECONDS)) as http:
         watch = ActorWatch(addresses, http)

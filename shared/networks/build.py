@@ -34,8 +34,9 @@ _TAKEN = frozenset({"services", "shared"})
 def build_network(spec: RunSpec) -> Network:
     """The network of `spec` with fresh weights from torch's global generator, in float32 on the CPU.
 
-    Raises ConfigurationError for an unknown name, module or class, for a class that is no network, and for a
-    network that cannot take the environment's observations.
+    Raises ConfigurationError for an unknown name, module or class, for a class that is no network, for a
+    network that cannot take the environment's observations, and for one whose outputs have another shape or
+    dtype than the interface says, or are not finite.
     """
     name = resolved_network(spec.network.name, spec.environment)
     network_class = _NETWORKS.get(name) or _imported(name)

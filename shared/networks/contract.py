@@ -216,10 +216,14 @@ def _initial_state(network: nn.Module, batch: int) -> State:
 
 
 def _check_tensor(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    assert isinstance(value, Tensor), f"{name} is no tensor but {type(value).__name__}"
-    assert tuple(value.shape) == shape, f"{name} must be {list(shape)}, not {list(value.shape)}"
-    assert value.dtype == torch.float32, f"{name} must be float32, not {value.dtype}"
-    assert value.isfinite().all(), f"{name} is not finite"
+    if not isinstance(value, Tensor):
+        raise AssertionError(f"{name} is no tensor but {type(value).__name__}")
+    if tuple(value.shape) != shape:
+        raise AssertionError(f"{name} must be {list(shape)}, not {list(value.shape)}")
+    if value.dtype != torch.float32:
+        raise AssertionError(f"{name} must be float32, not {value.dtype}")
+    if not value.isfinite().all():
+        raise AssertionError(f"{name} is not finite")
 
 
 def _check_close(words: str, expected: Output, actual: Output) -> None:

@@ -1,17 +1,15 @@
 """What a run leaves for other commands to find it."""
 
-import os
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from services.local.config import TrainConfig
 from services.local.connection import CONNECTION_FILE, Connection, published_connection, read_connection
+from services.local.directory import used_directory
 from shared.errors import RunError
 
-CONNECTION = Connection("127.0.0.1:1", "hush", "nats://127.0.0.1:2", os.getpid(), "mine")
+CONNECTION = Connection("127.0.0.1:1", "hush", "nats://127.0.0.1:2", 3, "mine")
 
 
 def test_a_run_can_be_found_while_it_goes_on_by_its_owner_only(tmp_path: Path) -> None:
@@ -25,11 +23,11 @@ def test_a_run_can_be_found_while_it_goes_on_by_its_owner_only(tmp_path: Path) -
 
 
 def test_a_run_whose_supervisor_was_killed_does_not_go_on(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
+    config = TrainConfig.model_validate({"env": "CartPole-v1", "run_dir": tmp_path})
+    with used_directory(config), published_connection(tmp_path, CONNECTION):
+        assert read_connection(tmp_path) == CONNECTION
     words = "no run goes on there; its seedrl train was killed"
-    connection = replace(CONNECTION, pid=ended.pid)
-    with published_connection(tmp_path, connection), pytest.raises(RunError, match=words):
+    with published_connection(tmp_path, CONNECTION), pytest.raises(RunError, match=words):
         read_connection(tmp_path)
 
 

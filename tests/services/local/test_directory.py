@@ -1,5 +1,6 @@
 """Which directory a run may use, and that one run at a time uses it."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -22,21 +23,23 @@ def use(directory: Path, *, resume: bool = False, **settings: float) -> None:
         pass
 
 
+@pytest.mark.parametrize("end", [RunError, RuntimeError, KeyboardInterrupt, None])
 @pytest.mark.parametrize(("resume", "steps", "stays"), [(True, 0, False), (True, 1, True), (False, 0, True)])
-def test_only_a_refused_resume_leaves_the_configuration_as_it_was(
-    resume: bool, steps: int, stays: bool, tmp_path: Path
+def test_a_resume_that_trains_nothing_leaves_the_configuration_as_it_was(
+    resume: bool, steps: int, stays: bool, end: type[BaseException] | None, tmp_path: Path
 ) -> None:
     before, after = config(tmp_path, unroll=7), config(tmp_path, resume=resume, unroll=8)
     write_config(before, tmp_path / "config.yaml")
 
-    def refused() -> None:
+    def use_it() -> None:
         with configured(after):
             assert "unroll: 8" in (tmp_path / "config.yaml").read_text()
             write_accounts(tmp_path, Accounts(steps=steps).to_json())
-            raise RunError("refused")
+            if end is not None:
+                raise end
 
-    with pytest.raises(RunError, match="refused"):
-        refused()
+    with contextlib.nullcontext() if end is None else pytest.raises(end):
+        use_it()
     assert f"unroll: {8 if stays else 7}" in (tmp_path / "config.yaml").read_text()
     assert not list(tmp_path.glob("*.tmp"))
 

@@ -21,6 +21,11 @@ def test_the_table_has_the_columns_that_are_known() -> None:
     assert "restarts" not in shown({"service": "learner", "doing": "training"})
 
 
+def test_what_looks_like_markup_is_shown_as_it_is() -> None:
+    words = "at last with OSError: cannot open [/dev/input/js0] or [bold]"
+    assert words in shown({"service": "actor-0", "doing": words})
+
+
 def test_waiting_comes_first() -> None:
     assert doing("learner", {"waiting": ["weights", "actors"]}) == "waiting for weights, actors"
 

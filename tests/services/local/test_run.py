@@ -28,14 +28,18 @@ def test_there_are_inference_a_learner_and_as_many_actors_as_wanted(tmp_path: Pa
     assert list(local_run(tmp_path, actors=2).services) == ["inference", "learner", "actor-0", "actor-1"]
 
 
-def test_where_an_actor_answers_http_is_known_before_it_starts(tmp_path: Path) -> None:
-    run = local_run(tmp_path, actors=2, http_host="0.0.0.0")
-    for name, address in run.actor_addresses.items():
-        host, port = address.split(":")
-        assert host == "127.0.0.1"
-        assert "--http-host 0.0.0.0 " in words(run, name)
-        assert words(run, name).endswith(f"--http-port {port}")
-    assert len(set(run.actor_addresses.values())) == 2
+@pytest.mark.parametrize(("host", "reached"), [("0.0.0.0", "127.0.0.1:"), ("::", "[::1]:")])
+def test_where_an_actor_answers_http_is_known_at_each_of_its_starts(
+    host: str, reached: str, tmp_path: Path
+) -> None:
+    run = local_run(tmp_path, actors=2, http_host=host)
+    assert run.actor_addresses == {}
+    addresses = set()
+    for name in ("actor-0", "actor-1", "actor-0"):
+        port = words(run, name).rpartition(" --http-port ")[2]
+        assert run.actor_addresses[name] == f"{reached}{port}"
+        addresses.add(run.actor_addresses[name])
+    assert len(addresses) == 3
 
 
 def test_an_r2d2_run_has_a_replay_in_the_same_directory_as_its_learner(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def test_one_that_listens_and_does_not_answer_makes_environments() -> None:
 
 async def test_actors_are_asked_again_and_again() -> None:
     status = MAKES
-    async with answering(lambda: status) as address, watched_actors({"actor-0": address}) as watch:
+    async with answering(lambda: status) as address, watched_actors(lambda: {"actor-0": address}) as watch:
+        await eventually(lambda: "actor-0" in watch.accounts)
         account = watch.accounts["actor-0"]
         await eventually(lambda: account.doing(0.0).startswith("making"))
         status = {**STEPS, "replaced_environments": 3, "last_crash": "Crash: told"}
@@ -80,9 +81,10 @@ async def test_one_that_does_not_answer_keeps_nobody_from_being_asked() -> None:
         }
         async with (
             answering(lambda: STEPS) as address,
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(0.3)) as http,
+            answering(lambda: {"replay": "of another program"}) as other,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(2.0)) as http,
         ):
-            watch = ActorWatch({**addresses, "steps": address}, http)
+            watch = ActorWatch(lambda: {**addresses, "steps": address, "another": other}, http)
             await watch.look()
     said = {name: account.doing(0.0).partition(" for")[0] for name, account in watch.accounts.items()}
-    assert said == {"deaf": "making environments", "nobody": "starting", "steps": ""}
+    assert said == {"deaf": "making environments", "nobody": "starting", "steps": "", "another": "starting"}
