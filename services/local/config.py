@@ -125,10 +125,10 @@ def write_config(config: TrainConfig, path: Path) -> None:
     values = config.model_dump(
         mode="json", exclude=_OWN_OF_ONE_PROCESS | {"preset"} | _ACCESS, exclude_none=True
     )
-    replace_config(path, yaml.safe_dump(values, sort_keys=True).encode())
+    replace_file(path, yaml.safe_dump(values, sort_keys=True).encode())
 
 
-def replace_config(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Puts `content` in the place of `path` in one step. Raises RunError when it cannot be written."""
     temporary = path.with_suffix(".tmp")
     try:

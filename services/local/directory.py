@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.learner.accounts import Accounts, has_begun, load_accounts
-from services.local.config import CONFIG_FILE, TrainConfig, replace_config, write_config
+from services.local.config import CONFIG_FILE, TrainConfig, replace_file, write_config
 from shared.errors import RunError
 
 _LOCK_FILE = "lock"
@@ -53,7 +53,7 @@ def configured(config: TrainConfig) -> Iterator[None]:
         yield
     finally:
         if before is not None and _steps(config.directory) == steps:
-            replace_config(path, before)
+            replace_file(path, before)
 
 
 def is_used(directory: Path) -> bool:

@@ -34,9 +34,8 @@ def test_an_environment_without_trouble_is_what_it_was() -> None:
     assert wrapped.action_space == bare.action_space
 
 
-@pytest.mark.parametrize("trouble", ["step", "exit", "close"])
-def test_a_crash_gives_a_new_environments_first_observation_and_says_so(trouble: str) -> None:
-    env = restarting(trouble=trouble, at=2)
+def replaced_at_the_second_step(env: RestartingEnvironment) -> dict[str, Any]:
+    """The info of the step in which a new environment took the place of the first."""
     first, _ = env.reset(seed=4)
     assert RESTARTS not in env.step(A0)[4]
     observation, reward, terminated, truncated, info = env.step(A0)
@@ -44,6 +43,13 @@ def test_a_crash_gives_a_new_environments_first_observation_and_says_so(trouble:
     assert observation[1:].tolist() == [1, 1]
     assert (reward, terminated, truncated) == (0.0, False, False)
     assert info[RESTARTS] == 1
+    return info
+
+
+@pytest.mark.parametrize("trouble", ["step", "exit", "close"])
+def test_a_crash_gives_a_new_environments_first_observation_and_says_so(trouble: str) -> None:
+    env = restarting(trouble=trouble, at=2)
+    info = replaced_at_the_second_step(env)
     assert ("told to crash in step" in info[CRASH]) or ("window was closed" in info[CRASH])
     assert ("its close() raised Crash" in info[CRASH]) == (trouble == "close")
 
@@ -67,13 +73,7 @@ def test_a_crash_in_reset_is_survived_too(tmp_path: Path) -> None:
 )
 def test_a_number_that_is_not_finite_is_a_crash(trouble: str, said: str) -> None:
     env = restarting(trouble=trouble, at=2)
-    first, _ = env.reset(seed=4)
-    assert RESTARTS not in env.step(A0)[4]
-    observation, reward, terminated, truncated, info = env.step(A0)
-    assert observation[0] != first[0]  # another instance
-    assert observation[1:].tolist() == [1, 1]
-    assert (reward, terminated, truncated) == (0.0, False, False)
-    assert info[RESTARTS] == 1
+    info = replaced_at_the_second_step(env)
     assert info[REASON] == said
     assert said in info[CRASH]
 
