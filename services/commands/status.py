@@ -9,7 +9,7 @@ from rich.console import Console
 
 from services.commands.config import StatusConfig
 from services.commands.reach import reached_run
-from services.local.display import doing, services_table
+from services.local.display import bottleneck, doing, services_table
 from shared.bus.connection import connected_bus
 from shared.bus.control import request_control
 from shared.errors import RunError
@@ -29,10 +29,11 @@ def status(config: StatusConfig) -> int:
         {"service": f"{service} {name}", "doing": doing(service, says)}
         for service, name, says in sorted(found, key=lambda row: row[:2])
     ]
-    Console().print(services_table(rows, title=f"run {run_id}"))
+    console = Console(markup=False, highlight=False)
+    console.print(services_table(rows, title=f"run {run_id}"))
     for service, _, says in found:
-        if service == "learner" and "bottleneck" in says:
-            Console().print(f"bottleneck: {says['bottleneck']}")
+        if service == "learner":
+            console.print(bottleneck(says, figures=True), soft_wrap=True)
     return 0
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 from services.actor.environments import resolved
 from services.commands.config import EvalConfig
@@ -21,7 +21,14 @@ from services.learner.replay_counts import replay_counts
 from services.local.config import CONFIG_FILE, TrainConfig
 from services.local.connection import published_connection
 from services.local.directory import configured, used_directory
-from services.local.display import actor_doing, actors_in_trouble, doing, headline, services_table
+from services.local.display import (
+    actor_doing,
+    actors_in_trouble,
+    bottleneck,
+    doing,
+    headline,
+    services_table,
+)
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
 from services.local.summary import (
@@ -182,10 +189,11 @@ def _line(config: TrainConfig, board: StatusBoard, actors: ActorWatch) -> str:
             for name, status in (("inference", inference), *replay, ("learner", learner))
         ]
         return "; ".join([*trouble, *waiting])
-    return "  ".join([headline(learner, total_steps=config.total_steps), *trouble])
+    parts = [headline(learner, total_steps=config.total_steps), bottleneck(learner, figures=False), *trouble]
+    return "  ".join(part for part in parts if part)
 
 
-def _table(config: TrainConfig, run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Table:
+def _table(config: TrainConfig, run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Group:
     connected, now = board.newest("inference").get("actors") or {}, time.monotonic()
     rows = [
         {
@@ -198,4 +206,6 @@ def _table(config: TrainConfig, run: LocalRun, board: StatusBoard, actors: Actor
         }
         for name, service in run.services.items()
     ]
-    return services_table(rows, title=headline(board.newest("learner"), total_steps=config.total_steps))
+    learner = board.newest("learner")
+    title = headline(learner, total_steps=config.total_steps)
+    return Group(services_table(rows, title=title), Text(bottleneck(learner, figures=True)))

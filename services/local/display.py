@@ -30,6 +30,15 @@ def headline(learner: Status, *, total_steps: int) -> str:
     return "  ".join(parts)
 
 
+def bottleneck(learner: Status, *, figures: bool) -> str:
+    """What holds the run up, from the learner's status: with its figures a sentence, without them a name.
+
+    Empty before the learner knows.
+    """
+    words = str(learner.get("bottleneck") or "")
+    return f"bottleneck: {words if figures else words.partition(': ')[0]}" if words else ""
+
+
 def services_table(rows: Sequence[Mapping[str, object]], *, title: str) -> Table:
     """A row per service; the columns are those of the first."""
     table = Table(title=Text(title), title_justify="left", expand=False, pad_edge=False)

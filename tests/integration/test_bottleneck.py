@@ -62,6 +62,7 @@ def test_slow_environments(tmp_path: Path) -> None:
         run.until(lambda: status(run, "actor-0")["activity"]["work"] > 0.8)
         said = seedrl("status", run.directory, cwd=tmp_path).stdout
         assert re.search(r"^bottleneck: actors: inference waits for", said, re.MULTILINE), said
+        run.until_said("bottleneck: actors")
         run.end()
 
 

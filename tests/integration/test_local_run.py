@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 import urllib.error
 import urllib.request
@@ -145,6 +148,27 @@ def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Pa
         run.finish()
     assert run.summary()["exit_reason"] == "stopped"
     assert_exact(run.summary())
+
+
+def test_a_terminal_shows_what_each_service_does_and_the_bottleneck(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 200))
+    words = command("train", *CARTPOLE, "--run-dir", tmp_path / "run")
+    process = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(TERM="xterm"), stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown, is_ended = "", False
+    with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # it ends with EIO
+        while piece := terminal.read(65536):
+            shown += piece.decode(errors="replace")
+            if not is_ended and re.search(r"bottleneck: \w+: .*busy\)", shown):
+                process.send_signal(signal.SIGINT)
+                is_ended = True
+    assert process.wait(timeout=60) == 0, shown[-3000:]
+    for row in ("inference", "learner", "actor-0", "running", "updates/s"):
+        assert row in shown
+    assert "interrupted: " in shown
 
 
 def is_ready(address: str) -> bool:

@@ -4,7 +4,14 @@ import io
 
 from rich.console import Console
 
-from services.local.display import actor_doing, actors_in_trouble, doing, headline, services_table
+from services.local.display import (
+    actor_doing,
+    actors_in_trouble,
+    bottleneck,
+    doing,
+    headline,
+    services_table,
+)
 from services.local.watching import ActorAccount
 
 
@@ -71,3 +78,12 @@ def test_the_headline_has_a_dash_for_what_is_not_known_yet() -> None:
     assert headline({}, total_steps=9).startswith("steps 0/9  0 steps/s")
     assert "return –" in headline({}, total_steps=9)
     assert "return 1.2" in headline({"mean_return_100": 1.25, "policy_lag": {"p99": 3}}, total_steps=9)
+
+
+def test_the_bottleneck_has_a_name_and_with_its_figures_a_sentence() -> None:
+    words = "processor: all cores of the learner's machine are busy (learner works 40%)"
+    assert bottleneck({"bottleneck": words}, figures=True) == f"bottleneck: {words}"
+    assert bottleneck({"bottleneck": words}, figures=False) == "bottleneck: processor"
+    waiting = "the learner waits for NATS at nats://127.0.0.1:4222"
+    assert bottleneck({"bottleneck": waiting}, figures=False) == f"bottleneck: {waiting}"
+    assert bottleneck({}, figures=True) == ""
