@@ -12,8 +12,9 @@ from services.inference.metrics import InferenceMetrics
 from services.inference.model_thread import ModelThread
 from services.inference.refusal import Refusal
 from services.inference.session import Introduction
+from shared.bus.beside import beside
 from shared.bus.connection import Bus
-from shared.bus.key_values import create_spec, wait_for_spec
+from shared.bus.key_values import KEEP_SECONDS, create_spec, keep_spec, wait_for_spec
 from shared.bus.work_queue import ensure_queue
 from shared.errors import ChunkError, ConfigurationError, ConnectionFailed
 from shared.networks.build import build_network
@@ -66,6 +67,17 @@ class Agreement:
         engine = await Engine.built(spec, self._config, thread=self._thread, metrics=self._metrics)
         self._engine.set_result(engine)
         log.info("run spec", network=spec.network.name, network_hash=spec.network_hash, unroll=spec.unroll)
+
+    async def keep(self) -> None:
+        """Puts back, for ever, what NATS loses with its store: the run's spec, and how large its queue is.
+
+        Raises ConfigurationError when the run has got another spec since.
+        """
+        engine = await self.engine_built()
+        async with beside(keep_spec(self._bus, engine.spec)):
+            while True:
+                await self.ensure_queue()
+                await asyncio.sleep(KEEP_SECONDS)
 
     async def join(self, introduction: Introduction) -> tuple[Engine, int]:
         """The engine for a newcomer, and R, the rows of its chunks that fit a message (0 for an eval group).

@@ -128,6 +128,7 @@ class _Service:
             try:
                 await run_until_stopped(
                     self._agreement.settle(),
+                    self._agreement.keep(),
                     self._act(),
                     self._publisher.failed(),
                     self._follow_weights(),

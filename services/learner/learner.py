@@ -25,7 +25,7 @@ from services.learner.settling import Bookkeeper
 from shared.accounts import write_accounts
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
-from shared.bus.key_values import LEARNER_LEASE, held_lease, wait_for_spec
+from shared.bus.key_values import LEARNER_LEASE, held_lease, keep_spec, wait_for_spec
 from shared.bus.work_queue import QueueConsumer, is_queued, queue_state
 from shared.errors import RunError
 from shared.runtime import in_thread
@@ -192,6 +192,8 @@ class Learner:
             books.run(),
             books.keep_alive(),
             publisher.run(),
+            publisher.keep(),
+            keep_spec(self._bus, session.spec),
             housekeeping.follow_episodes(),
             housekeeping.tick(),
             housekeeping.follow_statuses(),

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from shared.bus.connection import Bus
-from shared.bus.weights import publish_weights
+from shared.bus.key_values import KEEP_SECONDS
+from shared.bus.weights import has_published, publish_weights
 
 _PAUSES = 9.0  # seconds without, for each second of publishing
 _LONGEST_PAUSE_SECONDS = 5.0
@@ -63,6 +65,17 @@ class WeightsPublisher:
                 pause = min(_PAUSES * took, _LONGEST_PAUSE_SECONDS)
                 async with asyncio.timeout(max(self._interval - took, pause)):
                     await self._hurry.wait()
+
+    async def keep(self) -> None:
+        """Publishes again, for ever, when NATS lost the newest weights with its store.
+
+        An update may never come: a new inference without weights makes no trajectories.
+        """
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            is_there = partial(has_published, self._bus, self.version)
+            if self.version and not await self._bus.persistently(is_there):
+                self.offer()
 
     async def published(self, update: int) -> None:
         """Waits until weights of `update` or a later one are published; from now on without intervals."""

@@ -2,8 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import orjson
 import structlog
@@ -16,12 +16,14 @@ from shared.bus.beside import beside
 from shared.bus.connection import RETRY_SECONDS, Bus
 from shared.bus.streams import run_bucket
 from shared.bus.trouble import STREAM_NAME_IN_USE, refusal, trouble
-from shared.errors import ConnectionFailed, Refused
+from shared.errors import ConfigurationError, ConnectionFailed, Refused
 from shared.specs import RunSpec
 
 LEARNER_LEASE = "learner"
 REPLAY_LEASE = "replay"
 LEASE_SECONDS = 5.0
+KEEP_SECONDS = 2.0
+"""Between two looks at what NATS may have lost with its store."""
 _SPEC_KEY = "spec"
 _RELEASE_SECONDS = 1.0
 
@@ -37,15 +39,28 @@ async def create_spec(bus: Bus, spec: RunSpec) -> RunSpec:
 
     async def create() -> RunSpec:
         bucket = await run_bucket(bus)
-        with trouble("run spec"):
-            try:
+        with trouble("run spec"), _lost_meanwhile("run spec"):
+            with suppress(KeyWrongLastSequenceError):
                 await bucket.create(_SPEC_KEY, spec.to_json())
-            except KeyWrongLastSequenceError:
-                entry = await bucket.get(_SPEC_KEY)
-                return RunSpec.from_json(entry.value or b"")
-        return spec
+                return spec
+            entry = await bucket.get(_SPEC_KEY)
+        return RunSpec.from_json(entry.value or b"")
 
     return await bus.persistently(create)
+
+
+async def keep_spec(bus: Bus, spec: RunSpec) -> None:
+    """Puts the run's `spec` back, for ever, where NATS lost it with its store.
+
+    Raises ConfigurationError when the run has got another one since.
+    """
+    while True:
+        difference = (await create_spec(bus, spec)).disagreement(spec)
+        if difference:
+            raise ConfigurationError(
+                f"run {bus.run_id} was begun anew with other settings after NATS lost its store: {difference}"
+            )
+        await asyncio.sleep(KEEP_SECONDS)
 
 
 async def wait_for_spec(bus: Bus) -> RunSpec:
@@ -69,6 +84,15 @@ async def wait_for_spec(bus: Bus) -> RunSpec:
         if spec is not None:
             return spec
         await asyncio.sleep(RETRY_SECONDS)
+
+
+@contextmanager
+def _lost_meanwhile(what: str) -> Iterator[None]:
+    """Raises ConnectionFailed where the server lost its store between two steps of the block."""
+    try:
+        yield
+    except KeyNotFoundError as error:
+        raise ConnectionFailed(f"{what}: lost while it was read") from error
 
 
 @asynccontextmanager

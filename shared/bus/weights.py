@@ -19,7 +19,7 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from shared.bus.connection import API_TIMEOUT_SECONDS, RETRY_SECONDS, Bus
-from shared.bus.streams import ensure_run
+from shared.bus.streams import ensure_run, stream_info
 from shared.bus.trouble import trouble
 from shared.errors import ConnectionFailed, Refused
 
@@ -67,6 +67,12 @@ async def publish_weights(bus: Bus, data: bytes, *, update: int, network_hash: s
     except _NoStream:
         await ensure_run(bus)
         return await _publish_set(bus, data, manifest)
+
+
+async def has_published(bus: Bus, version: int) -> bool:
+    """Whether NATS has had the set, or newer ones, since its store was new. Raises ConnectionFailed."""
+    info = await stream_info(bus, bus.subjects.weights_stream)
+    return info is not None and info.state.last_seq >= version
 
 
 class WeightsReader:

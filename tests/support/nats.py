@@ -1,6 +1,7 @@
 """Real NATS servers for tests."""
 
 import os
+import shutil
 import signal
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
@@ -70,6 +71,12 @@ class OwnNats:
         self._signal(signal.SIGKILL)
         await self.server.wait()
         await self._stack.aclose()
+
+    async def lose_store(self) -> None:
+        """SIGKILL, and a start with an empty store."""
+        await self.kill()
+        shutil.rmtree(self.directory)
+        await self.start()
 
     def freeze(self) -> None:
         """The server keeps its connections and does nothing."""

@@ -6,8 +6,9 @@ import pytest
 from services.inference import agreement
 from services.inference.agreement import even_parts
 from services.inference.service import run
+from shared.bus.connection import Bus
 from shared.bus.key_values import create_spec, wait_for_spec
-from shared.bus.streams import stream_info
+from shared.bus.streams import run_bucket, stream_info
 from shared.errors import ConfigurationError
 from shared.specs import RunSpec
 from shared.types import Chunk
@@ -20,10 +21,15 @@ from tests.support.inference_service import (
     learner_side,
     running_inference,
 )
-from tests.support.nats import NatsRun
+from tests.support.nats import NatsRun, OwnNats
 from tests.support.waiting import eventually
 
 SPEC = counting_spec(unroll=4, reward_clip=1.0)
+
+
+async def queue_size(bus: Bus) -> int | None:
+    info = await stream_info(bus, bus.subjects.trajectories_stream)
+    return info.config.max_msgs if info else None
 
 
 async def test_the_first_hello_makes_the_runs_spec(nats: NatsRun) -> None:
@@ -118,17 +124,12 @@ def test_a_groups_messages_are_of_nearly_the_same_size(
 async def test_the_queue_holds_the_batches_it_is_said_to_and_grows_for_smaller_groups(nats: NatsRun) -> None:
     settings = {"batch_size": 8, "max_queued_batches": 3}
     async with running_inference(nats, **settings) as service, nats.bus() as bus:
-
-        async def size() -> int | None:
-            info = await stream_info(bus, bus.subjects.trajectories_stream)
-            return info.config.max_msgs if info else None
-
         await service.joined(CountingGroup(8, stream_id="e", role="eval"))
-        assert await size() is None
+        assert await queue_size(bus) is None
         for rows, messages in ((8, 4), (3, 9), (8, 9), (1, 25)):
             await service.joined(CountingGroup(rows, stream_id=f"s{rows}-{messages}"))
-            await eventually(lambda: size(), what="a queue")
-            assert await size() == messages
+            await eventually(lambda: queue_size(bus), what="a queue")
+            assert await queue_size(bus) == messages
 
 
 async def test_the_spaces_of_the_run_outlive_the_service(nats: NatsRun) -> None:
@@ -140,3 +141,27 @@ async def test_the_spaces_of_the_run_outlive_the_service(nats: NatsRun) -> None:
         with pytest.raises(Ended, match="observation is"):
             await service.stream(CountingGroup(1)).hello(observation=leaves)
         await service.joined(CountingGroup(1, stream_id="s2"))
+
+
+async def test_spec_and_queue_come_back_when_the_server_lost_them(own_nats: OwnNats) -> None:
+    async with running_inference(own_nats.run, reward_clip=1.0) as service, own_nats.bus() as bus:
+        await service.joined(CountingGroup(2))
+        size = await queue_size(bus)
+        await own_nats.lose_store()
+        async with asyncio.timeout(20):
+            assert await wait_for_spec(bus) == SPEC
+        await eventually(lambda: queue_size(bus))
+        assert await queue_size(bus) == size
+
+
+async def test_a_service_ends_when_its_run_has_got_another_spec(nats: NatsRun) -> None:
+    async def service_of_a_run_begun_anew() -> None:
+        async with running_inference(nats, reward_clip=1.0) as service, nats.bus() as bus:
+            await service.joined(CountingGroup(2))
+            await (await run_bucket(bus)).put("spec", counting_spec(unroll=9).to_json())
+            await asyncio.wait_for(service.task, 10)
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await service_of_a_run_begun_anew()
+    assert isinstance(ended.value.exceptions[0], ConfigurationError)
+    assert "unroll is 4, the run's is 9" in str(ended.value.exceptions[0])

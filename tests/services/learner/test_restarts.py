@@ -13,14 +13,25 @@ from pathlib import Path
 import pytest
 
 import services.learner.learner as learner_module
-from services.learner.accounts import load_accounts
+from services.learner.accounts import has_begun, load_accounts
 from shared import settling
 from shared.accounts import ACCOUNTS_FILE, write_accounts
+from shared.bus.key_values import wait_for_spec
+from shared.bus.streams import run_bucket
+from shared.bus.weights import watch_weights
 from shared.bus.work_queue import QueueConsumer, QueueMessage, is_queued, queue_state
 from shared.checkpoints import latest_checkpoint
-from shared.errors import RunError
+from shared.errors import ConfigurationError, RunError
 from tests.support.commands import command, environment
-from tests.support.learner_runs import BATCH_SIZE, SETTINGS, UNROLL, Queue, learner_config, learning
+from tests.support.learner_runs import (
+    BATCH_SIZE,
+    SETTINGS,
+    UNROLL,
+    Queue,
+    learner_config,
+    learner_spec,
+    learning,
+)
 from tests.support.nats import NatsRun, OwnNats
 from tests.support.waiting import eventually
 
@@ -228,6 +239,32 @@ async def test_training_goes_on_when_the_server_was_killed_and_started_again(
             await learner.stopped()
         accounts = await queue.exact_accounts(tmp_path)
         assert (accounts.trained, accounts.updates) == (10, 5)
+
+
+async def test_a_waiting_learner_gives_spec_and_weights_back_to_a_server_that_lost_its_store(
+    own_nats: OwnNats, tmp_path: Path
+) -> None:
+    async with own_nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(own_nats.run, tmp_path)):
+            await queue.fed(4)
+            await eventually(lambda: load_accounts(tmp_path).updates == 2)
+            await own_nats.lose_store()
+            async with asyncio.timeout(20):
+                assert await wait_for_spec(bus) == queue.spec
+                async for weights in watch_weights(bus):
+                    assert weights.update == 2
+                    break
+
+
+async def test_a_learner_ends_when_its_run_has_got_another_spec(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path), fails=True) as learner:
+            await eventually(lambda: has_begun(tmp_path))
+            await (await run_bucket(bus)).put("spec", learner_spec(unroll=9).to_json())
+            with pytest.raises(ConfigurationError, match=r"anew with other settings.*unroll is 4, .* is 9"):
+                await learner.ended()
 
 
 async def sent(queue: Queue, count: int) -> bool:
