@@ -1,14 +1,17 @@
 """The HTTP side of every service: /healthz, /readyz, /metrics and /status; knows no particular service."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
@@ -18,6 +21,14 @@ from shared.telemetry import Progress, get_logger, watchdog
 EVENT_LOOP = "event loop"
 
 _SHUTDOWN_SECONDS = 1.0  # for answers under way; aiohttp's own 60 s are longer than the grace period
+# Each connection takes a descriptor, and without one the service cannot write its files.
+_MOST_CONNECTIONS = 64
+_BACKLOG = 16  # connections that the event loop may accept before it gets round to closing others
+_REQUEST_SECONDS = 10.0  # from connecting to the first whole request
+_IDLE_SECONDS = 75.0  # between two requests of a connection
+_MALFORMED_SECONDS = 60.0  # between two lines in the log
+
+_server_log = logging.getLogger(f"{__name__}.server")
 
 log = get_logger(__name__)
 
@@ -50,6 +61,9 @@ async def serving_http(
     * /metrics: `registry` for Prometheus.
     * /status: what `status` returns, as JSON; numbers that are not finite become null.
 
+    At most 64 connections stay open: a further one closes that which has been open longest, so that a probe
+    is always answered. One that makes no whole request within 10 s is closed, too.
+
     Raises ConfigurationError when the address cannot be listened on.
     """
 
@@ -57,7 +71,12 @@ async def serving_http(
         stalled = progress.stalled(monotonic(), watchdog_seconds)
         return _verdict("healthy", [stalled] if stalled else [])
 
-    application = web.Application()
+    @web.middleware
+    async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
+        connections.made_request(request.protocol)
+        return await handler(request)
+
+    application = web.Application(middlewares=[noted])
     for path, answer in {
         "/healthz": healthz,
         "/readyz": lambda _: _verdict("ready", is_ready()),
@@ -67,16 +86,88 @@ async def serving_http(
         application.router.add_get(path, _asynchronous(answer))
     async with AsyncExitStack() as stack:
         stack.enter_context(_beating(progress, watchdog_seconds))
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+        stack.enter_context(_malformed_requests_said_sparingly())
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_SECONDS,
+            keepalive_timeout=_IDLE_SECONDS,
+            logger=_server_log,
+        )
         stack.push_async_callback(runner.cleanup)
         await runner.setup()
+        assert runner.server is not None
+        connections = stack.enter_context(_Connections(runner.server))
         try:
-            await web.TCPSite(runner, host, port).start()
+            loop = asyncio.get_running_loop()
+            listening = await loop.create_server(connections.new, host, port, backlog=_BACKLOG)
         except OSError as error:
             raise ConfigurationError(f"http: cannot listen on {host}:{port}: {_reason(error)}") from error
-        bound = int(runner.addresses[0][1])
+        stack.callback(listening.close)
+        bound = int(listening.sockets[0].getsockname()[1])
         log.info("http", service=service, address=f"{host}:{bound}")
         yield bound
+
+
+class _Connections:
+    """Bounds how many connections `server` has, and how long they stay without a request."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+        self._silent: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for timer in self._silent.values():
+            timer.cancel()
+
+    def new(self) -> web.RequestHandler:
+        """The protocol of a connection that is being accepted."""
+        connection, loop = self._server(), asyncio.get_running_loop()
+        self._silent[connection] = loop.call_later(_REQUEST_SECONDS, self._close, connection)
+        loop.call_soon(loop.call_soon, self._close_oldest)  # once it counts among the server's
+        return connection
+
+    def made_request(self, connection: web.RequestHandler) -> None:
+        """The connection has sent a whole request."""
+        if timer := self._silent.pop(connection, None):
+            timer.cancel()
+
+    def _close_oldest(self) -> None:
+        for connection in self._server.connections[:-_MOST_CONNECTIONS]:  # in the order of their beginning
+            self._close(connection)
+
+    def _close(self, connection: web.RequestHandler) -> None:
+        self.made_request(connection)
+        if connection.transport is not None:
+            connection.transport.abort()
+
+
+@contextmanager
+def _malformed_requests_said_sparingly() -> Iterator[None]:
+    """Within, what is no HTTP, a mistake of the client's, is a warning now and then, without a traceback."""
+    said_at = -_MALFORMED_SECONDS
+
+    def shorten(record: logging.LogRecord) -> bool:
+        nonlocal said_at
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        if (now := monotonic()) - said_at < _MALFORMED_SECONDS:
+            return False
+        said_at = now
+        words = " ".join(f"{record.getMessage()}: {error}".split())
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args, record.exc_info = words, (), None
+        return True
+
+    _server_log.addFilter(shorten)
+    try:
+        yield
+    finally:
+        _server_log.removeFilter(shorten)
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 import asyncio
+import errno
+import logging
 import math
+import resource
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -13,9 +17,11 @@ import pytest
 from prometheus_client import Counter, Gauge, Histogram
 from structlog.testing import capture_logs
 
+from shared import http
 from shared.errors import ConfigurationError
 from shared.http import new_registry, serving_http
 from shared.telemetry import Progress
+from tests.support.commands import ROOT
 from tests.support.promtool import assert_clean_metrics
 
 DEADLINE = 20.0
@@ -215,6 +221,140 @@ async def test_metrics_are_openmetrics_for_those_who_ask() -> None:
     content_type, text = await metrics("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     assert text.endswith("# EOF\n")
+
+
+HALF = b"GET /healthz HTTP/1.1\r\nHost: "
+
+
+async def half_open(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection on which half a request was sent."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(HALF)
+    await writer.drain()
+    return reader, writer
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    try:
+        return not await reader.read()
+    except ConnectionResetError:
+        return True
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+async def test_a_connection_too_many_closes_the_one_that_has_been_open_longest() -> None:
+    async with serving() as (url, client):
+        readers, writers = zip(
+            *[await half_open(port_of(url)) for _ in range(http._MOST_CONNECTIONS + 2)], strict=True
+        )
+        assert (await get(f"{url}/healthz", client))[0] == 200
+        async with asyncio.timeout(DEADLINE):
+            assert all([await is_closed(reader) for reader in readers[:3]])
+        writers[3].write(b"test\r\n\r\n")
+        async with asyncio.timeout(DEADLINE):
+            assert (await readers[3].readline()).startswith(b"HTTP/1.1 200")
+        for writer in writers:
+            writer.close()
+
+
+async def test_a_connection_without_a_whole_request_is_closed_and_one_with_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "_REQUEST_SECONDS", 0.2)
+    async with serving() as (url, _):
+        kept, writer = await half_open(port_of(url))
+        writer.write(b"test\r\n\r\n")
+        assert (await kept.readline()).startswith(b"HTTP/1.1 200")
+        silent, other = await half_open(port_of(url))
+        async with asyncio.timeout(DEADLINE):
+            assert await is_closed(silent)
+        writer.write(HALF + b"test\r\nConnection: close\r\n\r\n")
+        async with asyncio.timeout(DEADLINE):
+            assert (await kept.read()).count(b"HTTP/1.1 200") == 1
+        writer.close()
+        other.close()
+
+
+FEW_DESCRIPTORS = 128
+SERVICE = """
+import asyncio, sys, uvloop
+from shared.http import new_registry, serving_http
+from shared.telemetry import Progress
+
+def status():
+    with open("/dev/null"):  # as a service writes its files
+        return {"files": "can be opened"}
+
+async def main():
+    async with serving_http("127.0.0.1", 0, service="test", is_ready=list, status=status,
+                            registry=new_registry(), progress=Progress(), watchdog_seconds=60.0) as port:
+        print(port, file=sys.stderr, flush=True)
+        await asyncio.Event().wait()
+
+uvloop.run(main())
+"""
+
+
+async def test_all_is_answered_while_hundreds_of_connections_are_half_open() -> None:
+    def few_descriptors() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_DESCRIPTORS, FEW_DESCRIPTORS))
+
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SERVICE),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=few_descriptors,
+    )
+    assert process.stderr is not None
+    sockets: list[socket.socket] = []
+    try:
+        port = int(await process.stderr.readline())
+        async with aiohttp.ClientSession(
+            f"http://127.0.0.1:{port}", timeout=aiohttp.ClientTimeout(DEADLINE)
+        ) as client:
+            for count in (100, 300):
+                while len(sockets) < count:
+                    sockets.append(connecting := socket.socket())
+                    connecting.setblocking(False)
+                    assert connecting.connect_ex(("127.0.0.1", port)) == errno.EINPROGRESS
+                for path in 3 * ("/status", "/healthz", "/readyz", "/metrics"):
+                    async with client.get(path, headers={"Connection": "close"}) as response:
+                        assert response.status == 200, await response.text()
+    finally:
+        for each in sockets:
+            each.close()
+        process.terminate()
+        _, errors = await process.communicate()
+    assert errors == b""
+
+
+async def test_malformed_requests_are_one_warning_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as (url, client):
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+            writer.write(b"GET /healthz HTTP/1.1\r\nbad header line\r\n\r\n")
+            async with asyncio.timeout(DEADLINE):
+                assert (await reader.readline()).startswith(b"HTTP/1.0 400")
+            writer.close()
+        assert (await get(f"{url}/healthz", client))[0] == 200
+    [record] = [each for each in caplog.records if each.levelno >= logging.INFO]
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert record.getMessage().startswith("Error handling request from 127.0.0.1: 400, message:")
+    assert "\n" not in record.getMessage()
+
+
+async def test_an_error_of_ones_own_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(status=lambda: 1 / 0) as (url, client), client.get(f"{url}/status") as response:
+        assert response.status == 500
+    [record] = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.exc_info is not None
 
 
 async def test_an_unknown_path_is_not_found() -> None:
