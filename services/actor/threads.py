@@ -12,12 +12,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 T = TypeVar("T")
 
 _END_SECONDS = 0.2
+_MOST_SECONDS_BETWEEN_LOOKS = 1.0  # that count; what is longer the process did not run for
 
 
 class _Job(NamedTuple):
@@ -27,14 +29,23 @@ class _Job(NamedTuple):
     future: "asyncio.Future[Any]"
 
 
+@dataclass(slots=True)
+class _Running:
+    """A job that a thread is at."""
+
+    began: float  # by the clock
+    limit_seconds: float
+    counted_seconds: float = 0.0  # in which this process ran, too
+
+
 class StepThreads:
     """Runs functions in `count` threads, first come, first served. At most one job per group waits."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._looked_at = clock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._running: dict[
-            int, tuple[float, float]
-        ] = {}  # thread number -> (began, limit), monotonic seconds
+        self._running: dict[int, _Running] = {}  # by thread number
         self._threads = [
             threading.Thread(target=self._work, args=(number,), name=f"step-{number}", daemon=True)
             for number in range(count)
@@ -68,19 +79,28 @@ class StepThreads:
 
     def longest_job(self) -> float:
         """Seconds since the oldest running function began; 0 when none runs."""
-        now = time.monotonic()
-        return max((now - began for began, _ in self._running.copy().values()), default=0.0)
+        now = self._clock()
+        return max((now - job.began for job in self._running.copy().values()), default=0.0)
 
     def is_overdue(self) -> bool:
-        """Whether a running function has taken longer than its limit."""
-        now = time.monotonic()
-        return any(now - began > limit for began, limit in self._running.copy().values())
+        """Whether a running function has taken longer than its limit; to be asked every second or so.
+
+        Of the time since it was asked last a second at most counts: a process that was stopped, as was its
+        machine, did not work on the function either.
+        """
+        now = self._clock()
+        passed = min(now - self._looked_at, _MOST_SECONDS_BETWEEN_LOOKS)
+        self._looked_at = now
+        jobs = self._running.copy().values()
+        for job in jobs:
+            job.counted_seconds += min(passed, now - job.began)
+        return any(job.counted_seconds > job.limit_seconds for job in jobs)
 
     def _work(self, number: int) -> None:
         while (job := self._jobs.get()) is not None:
             if job.future.cancelled():
                 continue
-            self._running[number] = (time.monotonic(), job.limit_seconds)
+            self._running[number] = _Running(self._clock(), job.limit_seconds)
             outcome = _outcome(job)
             del self._running[number]
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

@@ -160,15 +160,19 @@ class SpacesEnvironment(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), 1.0, False, False, {}
 
 
+_NAPS = 20
+
+
 class SlowEnvironment(CountingEnvironment):
-    """Takes `seconds` for a step."""
+    """Takes `seconds` for a step; of a time in which its process stands still it notices little."""
 
     def __init__(self, *, seconds: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._seconds = seconds
 
     def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
-        time.sleep(self._seconds)
+        for _ in range(_NAPS):
+            time.sleep(self._seconds / _NAPS)
         return super().step(action)
 
 

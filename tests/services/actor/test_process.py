@@ -19,6 +19,7 @@ from tests.support.scripted_inference import ScriptedInference, scripted_inferen
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[3]
+SLOW = "tests.support.actor_environments:Slow-v0"
 COUNTING = "tests.support.counting_environment:Counting-v0"
 
 RUNNER = """
@@ -269,3 +270,19 @@ async def test_an_inference_service_that_hangs_is_noticed(way: str, tmp_path: Pa
         await eventually(lambda: groups(connected=True, pipes=pipes), timeout=20)
         inference.send_signal(signal.SIGSTOP)
         await eventually(lambda: groups(connected=False), timeout=30, what="the stream to be lost")
+
+
+async def test_an_actor_that_was_stopped_for_longer_than_a_step_may_take_goes_on(
+    tmp_path: Path, inference: ScriptedInference
+) -> None:
+    slow = (SLOW, "--env-kwargs", '{"seconds": 0.3}', "--step-timeout", "2", "--step-threads", "1")
+    async with actor_process(tmp_path, inference, *slow) as process:
+        await eventually(lambda: len(inference.streams) == 2, timeout=60)
+        stream = await inference.steps(2, timeout=60)  # while the other group steps
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(3)
+        process.send_signal(signal.SIGCONT)
+        await inference.steps(len(stream.steps) + 3)
+        process.terminate()
+        status, stderr = await ended(process)
+    assert status == 0, stderr

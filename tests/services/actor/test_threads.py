@@ -72,6 +72,24 @@ async def test_a_job_beyond_its_limit_is_overdue_until_it_ends() -> None:
         assert threads.longest_job() == 0
 
 
+async def test_time_in_which_the_process_did_not_run_is_not_the_jobs() -> None:
+    go, now = threading.Event(), 1000.0
+    with StepThreads(1, clock=lambda: now) as threads:
+        job = asyncio.create_task(threads.run(go.wait, limit_seconds=3.0))
+        await eventually(lambda: threads._running)
+        now += 0.5
+        assert not threads.is_overdue()
+        now += 80.0  # stopped, and continued: counts as a second
+        assert not threads.is_overdue()
+        assert not threads.is_overdue()
+        now += 1.0
+        assert not threads.is_overdue()
+        now += 0.6
+        assert threads.is_overdue()
+        go.set()
+        await job
+
+
 async def test_threads_do_not_keep_the_process_and_end_when_left() -> None:
     with StepThreads(2) as threads:
         await threads.run(lambda: None)
