@@ -30,7 +30,9 @@ WELCOME_SECONDS = 30.0
 SETTLED_SECONDS = 10.0  # a stream whose steps were answered for so long was a success
 REJECTED_SECONDS = 30.0  # longest wait after a step that inference rejected: the next will be no better
 
-_WRONG_CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"  # of inference, by --tls-ca
+# Of inference, by --tls-ca: not vouched for, or another's.
+_WRONG_CERTIFICATE = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+_NO_TLS = "WRONG_VERSION_NUMBER"  # what came was no TLS
 _FINAL_FOR_HELLO = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -165,7 +167,7 @@ class Group:
         except TimeoutError:
             raise StreamLost(f"no answer to Hello in {WELCOME_SECONDS:g} s") from None
         except StreamEnded as ended:
-            if ended.code in _FINAL_FOR_HELLO or _WRONG_CERTIFICATE in ended.details:
+            if ended.code in _FINAL_FOR_HELLO or any(words in ended.details for words in _WRONG_CERTIFICATE):
                 raise Refused(
                     f"inference at {self._config.inference_url} refused this actor: {_words(ended)}"
                 ) from ended
@@ -269,4 +271,6 @@ def _timed(environments: SteppedGroup, action: NDArray[np.int64]) -> tuple[Trans
 
 
 def _words(ended: StreamEnded) -> str:
+    if _NO_TLS in ended.details:
+        return f"{ended.code.name}: it speaks no TLS, which --tls-ca asks for ({ended.details})"
     return f"{ended.code.name}: {ended.details}" if ended.details else ended.code.name

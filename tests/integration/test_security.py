@@ -163,6 +163,26 @@ def test_with_tls_others_are_refused_counted_and_named_once(
         ]
 
 
+def test_a_certificate_for_another_host_name_ends_the_actor(
+    nats: NatsRun, tmp_path: Path, certificates: Certificates
+) -> None:
+    tls = {"SEEDRL_TLS_CERT": str(certificates.elsewhere), "SEEDRL_TLS_KEY": str(certificates.key)}
+    with running_inference(nats, tmp_path, **tls) as (_, to):
+        result = seedrl("actor", *to, cwd=tmp_path, settings={"SEEDRL_TLS_CA": str(certificates.ca)})
+    assert result.returncode == 4
+    assert "Hostname Verification Check failed" in one_clear_line(result)
+
+
+def test_an_actor_says_that_inference_speaks_no_tls(
+    nats: NatsRun, tmp_path: Path, certificates: Certificates
+) -> None:
+    with (
+        running_inference(nats, tmp_path) as (_, to),
+        running("actor", *to, cwd=tmp_path, SEEDRL_TLS_CA=str(certificates.ca)) as actor,
+    ):
+        actor.until(lambda: "it speaks no TLS, which --tls-ca asks for" in actor.get("status"), "its words")
+
+
 @pytest.mark.parametrize("missing", ["tls_cert", "tls_key", "tls_ca", "nats_ca"])
 def test_files_that_cannot_be_used_are_named(
     missing: str, tmp_path: Path, certificates: Certificates

@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 
 class Certificates(NamedTuple):
-    """PEM files."""
+    """PEM files; `elsewhere` is of the same authority and key as `cert`, for another host name."""
 
     ca: Path
     cert: Path
     key: Path
     other_ca: Path
+    elsewhere: Path
 
 
 def made_certificates(directory: Path) -> Certificates:
@@ -36,17 +37,19 @@ def made_certificates(directory: Path) -> Certificates:
         *("-subj", "/CN=server", "-keyout", "server.key", "-out", "server.csr"),
         cwd=directory,
     )
-    (directory / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-    _openssl(
-        *("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-        *("-days", "2", "-extfile", "names", "-out", "server.pem"),
-        cwd=directory,
-    )
+    for name, hosts in (("server", "IP:127.0.0.1,DNS:localhost"), ("elsewhere", "DNS:elsewhere.example")):
+        (directory / "names").write_text(f"subjectAltName={hosts}\n")
+        _openssl(
+            *("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
+            *("-days", "2", "-extfile", "names", "-out", f"{name}.pem"),
+            cwd=directory,
+        )
     return Certificates(
         ca=directory / "ca.pem",
         cert=directory / "server.pem",
         key=directory / "server.key",
         other_ca=directory / "other.pem",
+        elsewhere=directory / "elsewhere.pem",
     )
 
 
