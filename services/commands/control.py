@@ -1,6 +1,7 @@
 """`seedrl control`: tells the services of a run what to do and prints what they did."""
 
 import asyncio
+import sys
 
 import orjson
 
@@ -14,7 +15,10 @@ ANSWER_SECONDS = 30.0  # a checkpoint of a large network takes a while
 
 
 def control(config: ControlConfig) -> int:
-    """Sends the verb and prints each service's answer. Raises RunError when none answers."""
+    """Sends the verb and prints each service's answer; the exit status of the first that failed, or else 0.
+
+    Raises RunError when none answers.
+    """
     return asyncio.run(_control(config))
 
 
@@ -26,5 +30,9 @@ async def _control(config: ControlConfig) -> int:
         raise RunError(f"no service of run {run_id} took {config.verb!r}")
     for answer in answers:
         done = answer["done"] if "done" in answer else orjson.dumps(answer["status"]).decode()
-        print(f"{answer['service']} {answer['id']}: {done}")
-    return 0
+        line = f"{answer['service']} {answer['id']}: {done}"
+        if "failed" in answer:
+            print(f"seedrl: {line}", file=sys.stderr)
+        else:
+            print(line)
+    return next((int(answer["failed"]) for answer in answers if "failed" in answer), 0)

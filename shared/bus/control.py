@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 
 from shared.bus.connection import Bus
 from shared.bus.trouble import trouble
-from shared.errors import SeedrlError
+from shared.errors import ConnectionFailed, SeedrlError
 
 STATUS_SECONDS = 1.0
 QUIET_SECONDS = 0.3
@@ -66,6 +66,8 @@ async def request_control(
 ) -> list[Reply]:
     """Asks all services of the run; their replies: `service`, `id` and `done` (words), or `status` (a dict).
 
+    Where a service failed, `failed` is the exit status that belongs to it.
+
     Returns when all that heard have answered and nobody new has for `quiet` seconds, else after `timeout`
     seconds; who heard and did not answer by then is in the list with words that say so. Empty, at once, when
     there is no service. Raises ConnectionFailed.
@@ -96,7 +98,8 @@ async def request_control(
     finally:
         with suppress(nats.errors.Error):
             await subscription.unsubscribe()
-    late = {"done": f"heard, but has not finished within {timeout:g} s"}
+    words = f"heard, but has not finished within {timeout:g} s"
+    late = {"done": words, "failed": ConnectionFailed.exit_status}
     return [reply if _is_answer(reply) else {**reply, **late} for reply in replies.values()]
 
 
@@ -132,10 +135,10 @@ async def _publish_statuses(bus: Bus, service: str, service_id: str, status: Sta
 
 async def _answer(bus: Bus, message: Msg, me: Reply, handler: Handler) -> None:
     try:
-        done = await handler()
+        answer: Reply = {"done": await handler()}
     except SeedrlError as error:
-        done = f"failed: {error}"
-    await _reply(bus, message, {**me, "done": done})
+        answer = {"done": f"failed: {error}", "failed": error.exit_status}
+    await _reply(bus, message, {**me, **answer})
 
 
 async def _reply(bus: Bus, message: Msg, reply: Reply) -> None:

@@ -75,7 +75,8 @@ async def test_asking_does_not_last_longer_than_the_answers(nats: NatsRun) -> No
 async def test_who_heard_and_does_not_finish_is_named(nats: NatsRun) -> None:
     async with nats.bus() as bus, serving(bus, "learner", "b", {"checkpoint": saying("saved", seconds=60)}):
         (reply,) = await request_control(bus, "checkpoint", timeout=0.2)
-        assert reply == {"service": "learner", "id": "b", "done": "heard, but has not finished within 0.2 s"}
+        words = "heard, but has not finished within 0.2 s"
+        assert reply == {"service": "learner", "id": "b", "done": words, "failed": 3}
 
 
 async def test_nobody_is_waited_for_where_nobody_listens(nats: NatsRun) -> None:
@@ -98,6 +99,7 @@ async def test_a_failure_is_told_to_who_asked_and_the_service_goes_on(nats: Nats
         for _ in range(2):
             (reply,) = await request_control(bus, "checkpoint", timeout=10)
             assert reply["done"] == "failed: the disk is full"
+            assert reply["failed"] == RunError.exit_status
 
 
 async def test_a_bug_in_a_handler_ends_the_service(nats: NatsRun) -> None:
