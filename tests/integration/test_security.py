@@ -250,6 +250,10 @@ def test_nats_is_spoken_to_over_tls_or_not_at_all(
         return
     with running(*words, cwd=tmp_path, **mine) as learner:
         learner.until(lambda: "first actor" in learner.get("status"), "connection over TLS")
+        asked = seedrl("status", "--run-id", "tls", "--nats-url", url, cwd=tmp_path, settings=mine)
+        assert (asked.returncode, asked.stderr) == (0, "")
+    levels = {orjson.loads(line)["level"] for line in learner.log.read_text().splitlines()}
+    assert levels == {"info"}, learner.log.read_text()
     stranger = seedrl(*words, cwd=tmp_path, settings={**mine, "SEEDRL_NATS_CA": str(certificates.other_ca)})
     assert stranger.returncode == 4
     assert "the certificate of NATS" in one_clear_line(stranger)
