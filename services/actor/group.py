@@ -33,6 +33,7 @@ REJECTED_SECONDS = 30.0  # longest wait after a step that inference rejected: th
 # Of inference, by --tls-ca: not vouched for, or another's.
 _WRONG_CERTIFICATE = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 _NO_TLS = "WRONG_VERSION_NUMBER"  # what came was no TLS
+_CUT_OFF = ("Connection reset by peer", "Socket closed")  # as by a server that expects TLS
 _FINAL_FOR_HELLO = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -171,7 +172,8 @@ class Group:
                 raise Refused(
                     f"inference at {self._config.inference_url} refused this actor: {_words(ended)}"
                 ) from ended
-            raise StreamLost(_words(ended)) from ended
+            words = _hello_words(ended, speaks_tls=self._config.tls_ca is not None)
+            raise StreamLost(words) from ended
         if response is None:
             return None
         messages.check_welcome(response, run_id=self._config.run_id)
@@ -270,7 +272,14 @@ def _timed(environments: SteppedGroup, action: NDArray[np.int64]) -> tuple[Trans
     return environments.step(action), time.perf_counter() - began
 
 
-def _words(ended: StreamEnded) -> str:
+def _hello_words(ended: StreamEnded, *, speaks_tls: bool) -> str:
+    """Why there is no stream; where one side speaks TLS and the other does not, in words of our own."""
     if _NO_TLS in ended.details:
         return f"{ended.code.name}: it speaks no TLS, which --tls-ca asks for ({ended.details})"
+    if not speaks_tls and any(words in ended.details for words in _CUT_OFF):
+        return f"{_words(ended)} (perhaps it speaks TLS: --tls-ca)"
+    return _words(ended)
+
+
+def _words(ended: StreamEnded) -> str:
     return f"{ended.code.name}: {ended.details}" if ended.details else ended.code.name

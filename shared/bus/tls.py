@@ -7,7 +7,6 @@ from pathlib import Path
 from shared.config import NatsSettings
 from shared.errors import ConfigurationError
 
-
 _NOISE = "returning true from eof_received() has no effect when using ssl"
 
 

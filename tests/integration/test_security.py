@@ -153,7 +153,7 @@ def test_with_tls_others_are_refused_counted_and_named_once(
             inference.until(lambda: inference.refused("plaintext") >= 3, "refusal of plain text")
             with running("actor", *to, cwd=tmp_path / "..", SEEDRL_INFERENCE_TOKEN=TOKEN) as plain_actor:
                 inference.until(lambda: inference.refused("plaintext") >= 4, "refusal of a plain actor")
-                assert "inference at" in plain_actor.get("status")
+                plain_actor.until(lambda: "perhaps it speaks TLS" in plain_actor.get("status"), "its words")
             assert '"rows"' in inference.get("status")  # the good one plays on
         complaints = [(line["peer"], line["reason"].partition(":")[0]) for line in inference.complaints()]
         assert sorted(complaints) == [
