@@ -23,7 +23,11 @@ ACTOR_NICENESS = 5
 class LocalRun:
     """The services of a run below one supervisor."""
 
-    def __init__(self, config: TrainConfig, nats: NatsSettings) -> None:
+    def __init__(
+        self, config: TrainConfig, nats: NatsSettings, steps: Callable[[], int | None] = lambda: None
+    ) -> None:
+        """`steps`: how far the run has come, where that is known."""
+        self._steps = steps
         self.config = config
         self.nats = nats
         self._port = free_port(config.host, config.port)
@@ -101,7 +105,8 @@ class LocalRun:
                 environment=self._access(name.partition("-")[0]),
                 log=logs / f"{name}.log",
                 niceness=ACTOR_NICENESS if is_actor else 0,
-            )
+            ),
+            self._steps,
         )
 
     def _access(self, service: str) -> dict[str, str]:
