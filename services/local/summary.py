@@ -48,6 +48,8 @@ def write_summary(
     accounts = load_accounts(config.directory)
     if replay is not None:
         accounts.mirror(replay)
+    if queue is not None:  # NATS may have lost its store meanwhile
+        accounts.recognize_queue(queue)
     known = summary(accounts, queue or QueueState(0, 0))
     if queue is None:
         known["chunks"] |= {"published": None, "queued": None}
