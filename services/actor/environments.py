@@ -5,6 +5,7 @@ Three ways: the environment's own vector version (native), one after the other (
 """
 
 import importlib
+import importlib.util
 import inspect
 import multiprocessing
 import os
@@ -194,9 +195,26 @@ def resolved(env: str) -> EnvSpec:
     return found
 
 
-def _import_users(module: str, env: str) -> None:
+def check_env(env: str) -> None:
+    """Raises UnsupportedEnvironment where `env` cannot be; a person's module is looked for, not imported."""
+    module = env.rpartition(":")[0].partition(".")[0]
+    if not module:
+        resolved(env)
+        return
+    _see_working_directory()
+    if importlib.util.find_spec(module) is None:
+        raise UnsupportedEnvironment(
+            f"{env}: there is no module {module!r} in the working directory, nor is one installed"
+        )
+
+
+def _see_working_directory() -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that it cannot shadow anything
+
+
+def _import_users(module: str, env: str) -> None:
+    _see_working_directory()
     try:
         importlib.import_module(module)
     except CRASHES as error:

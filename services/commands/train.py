@@ -14,7 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from services.actor.environments import resolved
+from services.actor.environments import check_env
 from services.commands.config import EvalConfig
 from services.learner.accounts import CHECKPOINTS, COMPLETED
 from services.learner.replay_counts import replay_counts
@@ -59,8 +59,7 @@ def train(config: TrainConfig) -> int:
         from shared.networks.build import check_network_name  # torch, which nothing else here needs
 
         check_network_name(config.network)
-    if ":" not in config.env:  # else the module that registers it is the actors' to import
-        resolved(config.env)
+    check_env(config.env)
     console = Console(markup=False)  # paths and what environments say may look like markup
     with used_directory(config) as directory:
         discarded = discarded_before(config)
