@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,27 @@ def test_an_observation_is_checked_in_the_type_in_which_it_is_sent(values: Any) 
     check({"n": [0, 0], "x": [3.4e38, -1.0]})
     with pytest.raises(NotFinite, match="observation 'x' is not finite as float32"):
         check({"n": [0, 0], "x": values})
+
+
+@pytest.mark.parametrize("value", [1e200, -1e39, np.nan, np.inf])
+@pytest.mark.parametrize("is_encoded", [False, True])
+def test_doubles_have_to_be_finite_as_the_floats_that_networks_compute_in(
+    value: float, is_encoded: bool
+) -> None:
+    space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    take: Any = ObservationEncoder(space, group_size=2) if is_encoded else ObservationCheck(space)
+    observation = np.full(
+        (2, 3) if is_encoded else (3,), 3.4e38
+    )  # fine, although their squares add up to more
+    take(observation)
+    observation[..., 1] = value
+    kind = "float32" if np.isfinite(value) else "float64"
+    with pytest.raises(NotFinite, match=re.escape(f"'observation' is not finite as {kind}: {value}")):
+        take(observation)
+
+
+def test_half_floats_may_be_as_large_as_their_type_holds() -> None:
+    check = ObservationCheck(spaces.Box(-np.inf, np.inf, (3,), np.float16))
+    check(np.full(3, 65504.0, np.float16))
+    with pytest.raises(NotFinite, match="not finite as float16: inf"):
+        check(np.array([0, 0, np.inf], np.float16))
