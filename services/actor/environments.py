@@ -146,7 +146,7 @@ class GroupMaker:
         return self._of_single_environments("sync")
 
     def _of_single_environments(self, way: Literal["sync", "async"]) -> Vector:
-        make = SingleMaker(env=self.env, env_kwargs=self.env_kwargs)
+        make = SingleMaker(env=self.env, env_kwargs=self.env_kwargs, checks_shapes=way == "async")
         makers = [make] * self.group_size
         # Observations are turned into bytes before the next step, so the buffers can be used again.
         if way == "sync":
@@ -161,6 +161,7 @@ class SingleMaker:
 
     env: str
     env_kwargs: dict[str, Any]
+    checks_shapes: bool  # where nobody else does: what its process leaves in shared memory is flat
 
     def __call__(self) -> Env[Any, Any]:
         """An environment that survives its own crashes."""
@@ -168,7 +169,7 @@ class SingleMaker:
             # Ctrl-C reaches a whole terminal; the actor ends its processes itself.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         resolved(self.env)  # a process of its own has to import the user's module, too
-        env = RestartingEnvironment(self._bare)
+        env = RestartingEnvironment(self._bare, checks_shapes=self.checks_shapes)
         environment_spec(env.observation_space, env.action_space)  # clearer than what a vectorizer would say
         return env
 
