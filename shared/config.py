@@ -5,25 +5,32 @@ on stands in one group. A preset and the environment may name settings of any se
 preset serves them all), so names are checked against all models together, and each model takes its own.
 """
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
-    CliSettingsSource,
     CliSuppress,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
 )
 
 from shared.errors import ConfigurationError
-from shared.presets import ENV_PREFIX, nearest, read_preset
+from shared.origins import Origin, mistakes
+from shared.presets import ENV_PREFIX, Preset, read_preset
 from shared.secrets import check_command_line, with_secret_from_file
+from shared.sources import command_line, environment, flag, settings_names
 from shared.subjects import validated_run_id
 
 SECRETS = frozenset({"inference_token", "nats_token"})
@@ -253,44 +260,39 @@ def load(
     checked. `preset_name` is used when neither environment nor command line names a preset. Raises
     ConfigurationError, all mistakes on one line. `--help` prints and raises SystemExit(0).
     """
-    models: tuple[type[BaseModel], ...] = (model, *known)
-    names = {
-        name for each in models for name, field in each.model_fields.items() if not field.validation_alias
-    }
-    try:
-        source: CliSettingsSource[Any] = CliSettingsSource(model, cli_prog_name=prog)
-        _order_help(source.root_parser, model, prog)
-        source(args=list(arguments))
-        command_line = dict(source())
-    except SettingsError as error:
-        text = str(error).removeprefix("error parsing CLI: ")
-        raise ConfigurationError(f"{text} (see {prog} --help)") from error
-    check_command_line(command_line, SECRETS, ENV_PREFIX)
-    environment = _environment(model, names)
-    preset_name = command_line.get("preset", environment.get("preset", preset_name))
-    preset = read_preset(str(preset_name), names) if preset_name is not None else {}
-    preset = {key: value for key, value in preset.items() if key in model.model_fields}
+    names = settings_names(model, *known)
+    options, variables = _said(model, arguments, names, prog=prog)
+    preset_name = options.get("preset", variables.get("preset", preset_name))
+    preset = _preset(model, str(preset_name), names) if preset_name is not None else Preset({}, {})
     origins = (
-        (command_line, lambda name: _flag(model, name)),
-        (environment, lambda name: ENV_PREFIX + name.upper()),
-        (preset, lambda name: f"preset {preset_name}: {name}"),
+        Origin(options, partial(flag, model)),
+        Origin(variables, lambda name: ENV_PREFIX + name.upper()),
+        Origin(
+            preset.values,
+            lambda name: f"preset {preset.sources[name]}: {name}",
+        ),
     )
     try:
-        return model.model_validate({**preset, **environment, **command_line})
+        return model.model_validate({**preset.values, **variables, **options})
     except ValidationError as error:
-        raise ConfigurationError("; ".join(_lines(error, origins))) from error
+        raise ConfigurationError("; ".join(mistakes(error, origins, secrets=SECRETS))) from error
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
 
 
-def _order_help(parser: Any, model: type[BaseModel], prog: str) -> None:
-    """Puts a command's own options before those it shares with others, and a short usage above them."""
-    own = [f"--{name.replace('_', '-')}" for name in model.__annotations__]
-    positional = [action for action in parser._actions if not action.option_strings]
-    words = [f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar) for action in positional]
-    parser.usage = " ".join([prog, "[OPTIONS]", *words])
-    for group in parser._action_groups:
-        group._group_actions.sort(key=lambda action: not set(own) & set(action.option_strings))
+def _said(
+    model: type[Settings], arguments: Sequence[str], names: set[str], *, prog: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    options = command_line(model, arguments, prog=prog)
+    check_command_line(options, SECRETS, ENV_PREFIX)
+    return options, environment(model, names)
+
+
+def _preset(model: type[Settings], name: str, names: set[str]) -> Preset:
+    preset = read_preset(name, names)
+    return preset._replace(
+        values={name: value for name, value in preset.values.items() if name in model.model_fields}
+    )
 
 
 def secret_values(config: BaseModel) -> list[str]:
@@ -299,31 +301,3 @@ def secret_values(config: BaseModel) -> list[str]:
     return [
         line for value in values if isinstance(value, SecretStr) for line in value.get_secret_value().split()
     ]
-
-
-def _environment(model: type[Settings], names: set[str]) -> dict[str, Any]:
-    for variable in os.environ:
-        if variable.upper().startswith(ENV_PREFIX) and variable[len(ENV_PREFIX) :].lower() not in names:
-            raise ConfigurationError(f"{variable} is no setting{nearest(variable, names)}")
-    try:
-        given = EnvSettingsSource(model)()
-        return {name: value for name, value in given.items() if name in names}  # not JSON, which is --json's
-    except SettingsError as error:
-        raise ConfigurationError(str(error)) from error
-
-
-def _flag(model: type[BaseModel], name: str) -> str:
-    field = model.model_fields.get(name)
-    return f"--{name.replace('_', '-')}" if field is None or not field.is_required() else name.upper()
-
-
-def _lines(error: ValidationError, origins: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterable[str]:
-    for problem in error.errors(include_url=False, include_context=False):
-        if not problem["loc"]:
-            yield problem["msg"].removeprefix("Value error, ")
-            continue
-        name = str(problem["loc"][0])
-        where = next((label(name) for values, label in origins if name in values), name)
-        message = problem["msg"].removeprefix("Value error, ")
-        shown = "" if name in SECRETS or problem["type"] == "missing" else f" (got {problem['input']!r})"
-        yield f"{where}: {message}{shown}"

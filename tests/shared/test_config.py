@@ -126,6 +126,12 @@ def test_a_bad_value_in_a_preset_is_named_by_preset_and_key(tmp_path: Path) -> N
     assert refused("--preset", path).startswith(f"preset {path}: speed: ")
 
 
+def test_a_bad_value_is_named_by_the_preset_that_holds_it(tmp_path: Path) -> None:
+    path = preset_file(tmp_path, speed=-1)
+    (tmp_path / "top.yaml").write_text("preset: preset.yaml")
+    assert refused("--preset", str(tmp_path / "top.yaml")).startswith(f"preset {path}: speed: ")
+
+
 @pytest.mark.parametrize("text", ["a: [", "- just\n- a list", "\t:", "\x00"])
 def test_malformed_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
