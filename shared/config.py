@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -27,8 +28,10 @@ from pydantic_settings import (
 )
 
 from shared.errors import ConfigurationError
+from shared.kinds import LONGEST_SECONDS, MAX_SIZE, Device, Size, Threads
 from shared.origins import Origin, mistakes
 from shared.presets import ENV_PREFIX, Preset, read_preset
+from shared.scalars import as_given
 from shared.secrets import check_command_line, with_secret_from_file
 from shared.sources import command_line, environment, flag, settings_names
 from shared.subjects import validated_run_id
@@ -67,6 +70,11 @@ class Settings(BaseSettings):
         """Only what `load` merged: the environment is one of its sources, not read a second time here."""
         del settings_cls, env_settings, dotenv_settings, file_secret_settings
         return (init_settings,)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        return as_given(value, cls.model_fields[str(info.field_name)].annotation)
 
     @classmethod
     def loaded(cls, arguments: Sequence[str], *, prog: str, known: Iterable[type["Settings"]]) -> Self:
@@ -113,14 +121,14 @@ class HttpSettings(Group):
     """Address the HTTP endpoints bind to."""
     http_port: int = Field(0, ge=0, le=65535)
     """Port of the HTTP endpoints; 0 takes a free one and logs it."""
-    watchdog_seconds: float = Field(60.0, gt=0)
+    watchdog_seconds: float = Field(60.0, gt=0, le=LONGEST_SECONDS)
     """A service that makes no progress for so long dumps all its stacks to the log and fails /healthz."""
 
 
 class ServiceSettings(LogSettings, RunSettings, HttpSettings):
     """What every service has."""
 
-    grace_seconds: float = Field(10.0, gt=0)
+    grace_seconds: float = Field(10.0, gt=0, le=LONGEST_SECONDS)
     """How long a service may take to drain and save after SIGTERM."""
 
 
@@ -190,34 +198,34 @@ class AgentSettings(Group):
     """Algorithm: vtrace (IMPALA), or r2d2 (recurrent Q-learning from a prioritized replay)."""
     network: str = "auto"
     """mlp, nature, impala_shallow, impala_deep or your own module:Class; auto: impala_shallow or mlp."""
-    lstm_size: int = Field(0, ge=0)
+    lstm_size: int = Field(0, ge=0, le=MAX_SIZE)
     """Units of the LSTM core; 0: none."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    hidden_sizes: tuple[Size, ...] = (64, 64)
     """Layer sizes of the mlp network."""
-    dueling_size: int = Field(0, ge=0)
+    dueling_size: int = Field(0, ge=0, le=MAX_SIZE)
     """Units of the hidden layer in each of R2D2's two heads, V and A; 0: straight linear."""
     frame_stack: int = Field(1, ge=1, le=64)
     """Newest frames the policy sees at once; inference stacks them, actors send single frames."""
-    unroll: int = Field(20, ge=1)
+    unroll: Size = 20
     """Steps of a trajectory chunk (T)."""
     reward_clip: float = Field(0.0, ge=0)
     """Rewards are clipped to ± this for training and as network input; 0: not clipped."""
     discount: float = Field(0.99, ge=0, le=1)
     """Discount γ of future rewards."""
-    n_steps: int = Field(5, ge=1)
+    n_steps: Size = 5
     """Rewards that R2D2 sums before it bootstraps (n)."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: Size = 32
     """Trajectories (rows of T steps; sequences for R2D2) per update."""
-    max_queued_batches: int = Field(3, ge=2)
+    max_queued_batches: int = Field(3, ge=2, le=MAX_SIZE)
     """Batches that may wait in the work queue before actors are slowed down."""
 
 
 class SequenceSettings(Group):
     """What replay and the learner of an R2D2 run must agree on; without meaning for V-trace."""
 
-    burn_in: int = Field(40, ge=0)
+    burn_in: int = Field(40, ge=0, le=MAX_SIZE)
     """Steps at a sequence's start that only bring the recurrent state up to date (R2D2)."""
-    sequence_length: int = Field(80, ge=1)
+    sequence_length: Size = 80
     """Steps of a sequence after --burn-in, those that are trained (R2D2); a multiple of --unroll."""
     priority_eta: float = Field(0.9, ge=0, le=1)
     """η: a sequence's priority is η·max|δ| + (1 − η)·mean|δ| over its trained steps (R2D2)."""
@@ -235,11 +243,11 @@ class SequenceSettings(Group):
 class DeviceSettings(Group):
     """Where and how the network computes."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """cpu, cuda, cuda:N; auto: cuda where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast for convolutional networks where the device has the instructions."""
-    torch_threads: int = Field(1, ge=1)
+    torch_threads: Threads = 1
     """Threads of torch in this process; those of several services on one machine spin against each other."""
 
 

@@ -13,6 +13,7 @@ from shared.config import (
     ServiceSettings,
     Settings,
 )
+from shared.kinds import Count, Seed, Size, Threads
 
 BATCHES_HELD = 2  # one in training, one prefetched
 
@@ -34,10 +35,11 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     """Directory for checkpoints, TensorBoard logs and accounts.json; default: runs/RUN_ID."""
     resume: bool = False
     """Go on from the newest checkpoint in --run-dir (or from nothing, when there is none)."""
-    seed: int | None = Field(None, ge=0)
-    """Seed of the network's initial weights; default: a different one each time."""
+    seed: Seed | None = None
+    """Seed of the network's initial weights and of how --minibatches are dealt out; default: a different one
+    each time."""
 
-    total_steps: int = Field(10_000_000, ge=1)
+    total_steps: Count = 10_000_000
     """Environment steps to train for (not emulator frames; steps whose action was ignored are none)."""
     max_seconds: float = Field(0.0, ge=0)
     """Ends training so many seconds after the first trajectory (restarts go on counting); 0: no limit."""
@@ -64,15 +66,15 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     policy_clip: float = Field(0.0, ge=0)
     """A step has no policy gradient once its action's probability is farther from the acting policy's than
     this, as a ratio, on the side its advantage pushes it to (PPO's clip); 0: never."""
-    sample_reuse: int = Field(1, ge=1)
+    sample_reuse: Count = 1
     """Passes over each batch; V-trace corrects for what the policy has moved since the batch was acted."""
-    minibatches: int = Field(1, ge=1)
+    minibatches: Size = 1
     """Gradient steps per pass: a batch's rows are dealt out anew to so many equal parts. An update is all
     passes."""
 
-    training_threads: int = Field(1, ge=1)
+    training_threads: Threads = 1
     """Threads that share the rows of a gradient step, on a CPU; for networks that cost more than the rest."""
-    target_update_period: int = Field(2500, ge=1)
+    target_update_period: Count = 2500
     """Updates after which R2D2's target network becomes a copy of the online network."""
     importance_exponent: float = Field(0.6, ge=0, le=1)
     """β: how far importance weights make up for what prioritized sampling prefers; 1: fully (R2D2)."""
@@ -98,14 +100,14 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     max_gradient_norm: float = Field(40.0, ge=0)
     """Gradients are scaled down to at most this norm; 0: not clipped."""
 
-    max_policy_lag: int = Field(100, ge=1)
+    max_policy_lag: Count = 100
     """A chunk whose oldest weights are more updates behind than this is refused, not trained (V-trace)."""
 
     publish_seconds: float = Field(0.0, ge=0)
     """Least seconds between two publications of the weights; never do they take over a tenth of the time."""
     checkpoint_seconds: float = Field(60.0, gt=0)
     """Seconds between checkpoints; others are saved at the start, 10 s into a new run, and at the end."""
-    keep_checkpoints: int = Field(3, ge=1)
+    keep_checkpoints: Count = 3
     """Newest checkpoints that are kept."""
 
     @property

@@ -48,14 +48,14 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
                seedrl train CartPole-v1 --run-dir runs/x --resume
     """
 
-    actors: int = Field(1, ge=1)
+    actors: int = Field(1, ge=1, le=1024)
     """Actor processes."""
     run_dir: Path | None = None
     """Directory of the run; default: a new one below runs/."""
     resume: bool = False
     """Go on with the run in --run-dir: its configuration (options given here win), checkpoint, queue and
     replay."""
-    eval_episodes: int = Field(30, ge=0)
+    eval_episodes: int = Field(30, ge=0, lt=2**63)
     """Episodes played with the trained policy at the end of an R2D2 run, for eval_return in summary.json; 0:
     none. (Those of training have actors that explore.)"""
     nats_url: str | None = None  # type: ignore[assignment]

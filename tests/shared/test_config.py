@@ -92,6 +92,50 @@ def test_values_of_every_kind_are_read() -> None:
     assert config.loud
 
 
+def test_whole_numbers_in_scientific_notation_are_integers_wherever_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("lstm_size: 1e2\nhidden_sizes: [1e1, 2]")
+    monkeypatch.setenv("SEEDRL_UNROLL", "1e1")
+    config = loaded("--preset", str(tmp_path / "mine.yaml"), "--batch-size", "2.5e2")
+    assert (config.lstm_size, config.unroll, config.batch_size) == (100, 10, 250)
+    assert config.hidden_sizes == (10, 2)
+    assert refused("--batch-size", "1.5").startswith("--batch-size: ")
+    assert refused("--batch-size", "15e-1").startswith("--batch-size: ")
+
+
+@pytest.mark.parametrize("text", ["unroll: yes", "speed: on", "hidden_sizes: [64, true]"])
+def test_a_value_of_another_kind_in_a_preset_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    name = text.partition(":")[0]
+    assert f"mine.yaml: {name}: " in refused("--preset", str(tmp_path / "mine.yaml"))
+
+
+def test_a_number_in_a_preset_is_no_truth_value_but_may_be_one_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "loud: must be true or false" in refused("--preset", preset_file(tmp_path, loud=1))
+    monkeypatch.setenv("SEEDRL_LOUD", "1")
+    assert loaded().loud
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--hidden-sizes=64,0", "--hidden-sizes=65537", "--lstm-size=65537", "--dueling-size=-1"),
+        *(
+            "--unroll=65537",
+            "--batch-size=65537",
+            "--n-steps=0",
+            "--http-port=65536",
+            "--grace-seconds=1e300",
+        ),
+    ],
+)
+def test_sizes_beyond_their_bounds_are_refused_by_their_flag(option: str) -> None:
+    assert refused(option).startswith(f"{option.partition('=')[0]}: ")
+
+
 def test_an_unknown_option_is_named() -> None:
     assert "--sped 3" in refused("--sped", "3")
 
