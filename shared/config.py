@@ -8,7 +8,7 @@ preset serves them all), so names are checked against all models together, and e
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from shared.errors import ConfigurationError
-from shared.kinds import LONGEST_SECONDS, MAX_SIZE, Device, Size, Threads
+from shared.kinds import LONGEST_SECONDS, MAX_SIZE, R2D2, Device, Only, Size, Threads
 from shared.origins import Origin, mistakes
 from shared.presets import ENV_PREFIX, Preset, read_preset
 from shared.scalars import as_given
@@ -202,7 +202,7 @@ class AgentSettings(Group):
     """Units of the LSTM core; 0: none."""
     hidden_sizes: tuple[Size, ...] = (64, 64)
     """Layer sizes of the mlp network."""
-    dueling_size: int = Field(0, ge=0, le=MAX_SIZE)
+    dueling_size: Annotated[int, R2D2] = Field(0, ge=0, le=MAX_SIZE)
     """Units of the hidden layer in each of R2D2's two heads, V and A; 0: straight linear."""
     frame_stack: int = Field(1, ge=1, le=64)
     """Newest frames the policy sees at once; inference stacks them, actors send single frames."""
@@ -212,7 +212,7 @@ class AgentSettings(Group):
     """Rewards are clipped to ± this for training and as network input; 0: not clipped."""
     discount: float = Field(0.99, ge=0, le=1)
     """Discount γ of future rewards."""
-    n_steps: Size = 5
+    n_steps: Annotated[Size, R2D2] = 5
     """Rewards that R2D2 sums before it bootstraps (n)."""
     batch_size: Size = 32
     """Trajectories (rows of T steps; sequences for R2D2) per update."""
@@ -223,11 +223,11 @@ class AgentSettings(Group):
 class SequenceSettings(Group):
     """What replay and the learner of an R2D2 run must agree on; without meaning for V-trace."""
 
-    burn_in: int = Field(40, ge=0, le=MAX_SIZE)
+    burn_in: Annotated[int, R2D2] = Field(40, ge=0, le=MAX_SIZE)
     """Steps at a sequence's start that only bring the recurrent state up to date (R2D2)."""
-    sequence_length: Size = 80
+    sequence_length: Annotated[Size, R2D2] = 80
     """Steps of a sequence after --burn-in, those that are trained (R2D2); a multiple of --unroll."""
-    priority_eta: float = Field(0.9, ge=0, le=1)
+    priority_eta: Annotated[float, R2D2] = Field(0.9, ge=0, le=1)
     """η: a sequence's priority is η·max|δ| + (1 − η)·mean|δ| over its trained steps (R2D2)."""
 
     @model_validator(mode="after")
@@ -278,14 +278,17 @@ def load(
         Origin(
             preset.values,
             lambda name: f"preset {preset.sources[name]}: {name}",
+            preset=lambda name: preset.sources[name],
         ),
     )
     try:
-        return model.model_validate({**preset.values, **variables, **options})
+        config = model.model_validate({**preset.values, **variables, **options})
     except ValidationError as error:
         raise ConfigurationError("; ".join(mistakes(error, origins, secrets=SECRETS))) from error
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
+    _check_agent(config, options)
+    return config
 
 
 def _said(
@@ -301,6 +304,19 @@ def _preset(model: type[Settings], name: str, names: set[str]) -> Preset:
     return preset._replace(
         values={name: value for name, value in preset.values.items() if name in model.model_fields}
     )
+
+
+def _check_agent(config: Settings, options: Iterable[str]) -> None:
+    """Raises ConfigurationError for an option that the configured agent has no use for.
+
+    Presets and the environment may serve runs of both.
+    """
+    agent = getattr(config, "agent", None)
+    for name in options:
+        field = type(config).model_fields.get(name)
+        for mark in field.metadata if field is not None and agent is not None else ():
+            if isinstance(mark, Only) and mark.agent != agent:
+                raise ConfigurationError(f"{flag(type(config), name)} is for agent {mark.agent}, not {agent}")
 
 
 def secret_values(config: BaseModel) -> list[str]:

@@ -1,6 +1,7 @@
-"""Kinds of settings: numbers within bounds, and names of devices."""
+"""Kinds of settings: numbers within bounds, names of devices, and marks for what is for one agent alone."""
 
 import re
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -25,3 +26,14 @@ def _checked_device(name: str) -> str:
 
 
 Device = Annotated[str, AfterValidator(_checked_device)]
+
+
+@dataclass(frozen=True)
+class Only:
+    """Marks a setting that has a meaning for one agent alone."""
+
+    agent: str
+
+
+VTRACE = Only("vtrace")
+R2D2 = Only("r2d2")

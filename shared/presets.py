@@ -32,6 +32,11 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in _directory().glob("*.yaml"))
 
 
+def presets_with(key: str, value: object) -> list[str]:
+    """Names of the presets that come with the project and set `key` to `value`."""
+    return [name for name in preset_names() if read_preset(name).values.get(key) == value]
+
+
 def read_preset(name: str, names: Collection[str] | None = None) -> Preset:
     """The settings of preset `name`, over those of the preset that its key `preset` names, if any.
 

@@ -1,7 +1,7 @@
 """Configuration of the learner."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,7 +13,9 @@ from shared.config import (
     ServiceSettings,
     Settings,
 )
-from shared.kinds import Count, Seed, Size, Threads
+from shared.kinds import R2D2, VTRACE, Count, Seed, Size, Threads
+from shared.origins import Conflict
+from shared.presets import presets_with
 
 BATCHES_HELD = 2  # one in training, one prefetched
 
@@ -47,23 +49,23 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     reward_scale: float = Field(1.0, gt=0)
     """Rewards are multiplied by this for training, after clipping; returns of 1 to 10 are learned best
     (V-trace: R2D2 rescales values by itself)."""
-    trace_lambda: float = Field(1.0, ge=0, le=1)
+    trace_lambda: Annotated[float, VTRACE] = Field(1.0, ge=0, le=1)
     """λ of V-trace, the decay of its traces."""
-    max_rho: float = Field(1.0, gt=0)
+    max_rho: Annotated[float, VTRACE] = Field(1.0, gt=0)
     """Bound ρ̄ of the importance weights in the V-trace targets."""
-    max_pg_rho: float = Field(1.0, gt=0)
+    max_pg_rho: Annotated[float, VTRACE] = Field(1.0, gt=0)
     """Bound of the importance weights in the policy gradient."""
-    entropy_cost: float = Field(0.01, ge=0)
+    entropy_cost: Annotated[float, VTRACE] = Field(0.01, ge=0)
     """Weight of the entropy bonus."""
-    baseline_cost: float = Field(0.5, ge=0)
+    baseline_cost: Annotated[float, VTRACE] = Field(0.5, ge=0)
     """Weight of the baseline's loss, ½ (target − V)²."""
-    loss_reduction: Literal["sum", "mean"] = "sum"
+    loss_reduction: Annotated[Literal["sum", "mean"], VTRACE] = "sum"
     """Losses are summed over a batch's steps (IMPALA, Atari) or averaged (SEED). Learning rate, epsilon and
     gradient clip belong to one of the two."""
-    normalize_advantages: bool = False
+    normalize_advantages: Annotated[bool, VTRACE] = False
     """Advantages are brought to mean 0 and deviation 1 in every gradient step, so that the entropy bonus
     weighs the same whatever the rewards are."""
-    policy_clip: float = Field(0.0, ge=0)
+    policy_clip: Annotated[float, VTRACE] = Field(0.0, ge=0)
     """A step has no policy gradient once its action's probability is farther from the acting policy's than
     this, as a ratio, on the side its advantage pushes it to (PPO's clip); 0: never."""
     sample_reuse: Count = 1
@@ -74,9 +76,9 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
 
     training_threads: Threads = 1
     """Threads that share the rows of a gradient step, on a CPU; for networks that cost more than the rest."""
-    target_update_period: Count = 2500
+    target_update_period: Annotated[Count, R2D2] = 2500
     """Updates after which R2D2's target network becomes a copy of the online network."""
-    importance_exponent: float = Field(0.6, ge=0, le=1)
+    importance_exponent: Annotated[float, R2D2] = Field(0.6, ge=0, le=1)
     """β: how far importance weights make up for what prioritized sampling prefers; 1: fully (R2D2)."""
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
@@ -100,7 +102,7 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     max_gradient_norm: float = Field(40.0, ge=0)
     """Gradients are scaled down to at most this norm; 0: not clipped."""
 
-    max_policy_lag: Count = 100
+    max_policy_lag: Annotated[Count, VTRACE] = 100
     """A chunk whose oldest weights are more updates behind than this is refused, not trained (V-trace)."""
 
     publish_seconds: float = Field(0.0, ge=0)
@@ -119,7 +121,19 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     def _nothing_of_vtrace_is_asked_of_r2d2(self) -> Self:
         for name in ("reward_scale", "sample_reuse", "minibatches"):
             if self.agent == "r2d2" and (value := getattr(self, name)) != 1:
-                raise ValueError(f"{name} is for V-trace: with agent r2d2 it must be 1, not {value:g}")
+                raise Conflict(
+                    f"{name} is for V-trace: with agent r2d2 it must be 1, not {value:g}",
+                    setting=name,
+                    advice=f"presets for r2d2 are {', '.join(presets_with('agent', 'r2d2'))}",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _a_sequence_holds_the_rewards_of_a_sum(self) -> Self:
+        if self.agent == "r2d2" and self.n_steps > self.sequence_length:
+            raise ValueError(
+                f"n_steps ({self.n_steps}) must not exceed sequence_length ({self.sequence_length})"
+            )
         return self
 
     @model_validator(mode="after")

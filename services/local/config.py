@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -19,6 +19,7 @@ from services.local.reading import reading
 from services.replay.config import ReplayConfig
 from shared.config import Settings, load
 from shared.errors import RunError
+from shared.kinds import R2D2
 
 CONFIG_FILE = "config.yaml"
 NATS_ACCESS = ("nats_token", "nats_ca", "nats_cert", "nats_key")
@@ -55,7 +56,7 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
     resume: bool = False
     """Go on with the run in --run-dir: its configuration (options given here win), checkpoint, queue and
     replay."""
-    eval_episodes: int = Field(30, ge=0, lt=2**63)
+    eval_episodes: Annotated[int, R2D2] = Field(30, ge=0, lt=2**63)
     """Episodes played with the trained policy at the end of an R2D2 run, for eval_return in summary.json; 0:
     none. (Those of training have actors that explore.)"""
     nats_url: str | None = None  # type: ignore[assignment]

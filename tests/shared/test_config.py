@@ -136,6 +136,15 @@ def test_sizes_beyond_their_bounds_are_refused_by_their_flag(option: str) -> Non
     assert refused(option).startswith(f"{option.partition('=')[0]}: ")
 
 
+def test_an_option_for_another_agent_is_refused_but_not_in_what_serves_many_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refused("--dueling-size", "8") == "--dueling-size is for agent r2d2, not vtrace"
+    assert loaded("--dueling-size", "8", "--agent", "r2d2").dueling_size == 8
+    monkeypatch.setenv("SEEDRL_N_STEPS", "3")
+    assert loaded("--preset", preset_file(tmp_path, dueling_size=8)).dueling_size == 8
+
+
 def test_an_unknown_option_is_named() -> None:
     assert "--sped 3" in refused("--sped", "3")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import ConfigurationError
-from shared.presets import nearest, preset_names, preset_path, read_preset
+from shared.presets import nearest, preset_names, preset_path, presets_with, read_preset
 
 NAMES = {"preset", "speed", "colour"}
 
@@ -92,6 +92,10 @@ def test_what_cannot_be_the_name_of_a_preset_is_refused(text: str, tmp_path: Pat
 def test_a_date_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"not YAML: month must be in 1\.\.12"):
         read_preset(written(tmp_path / "date.yaml", "speed: 2001-99-99"), NAMES)
+
+
+def test_presets_are_found_by_what_they_set() -> None:
+    assert presets_with("agent", "r2d2") == ["atari_r2d2", "atari_r2d2_small", "cartpole_r2d2"]
 
 
 def test_the_nearest_name_is_given_in_the_style_of_the_mistake() -> None:

@@ -44,6 +44,13 @@ def test_what_is_no_device_is_refused(device: str) -> None:
         loaded("--device", device)
 
 
+def test_a_sum_of_more_rewards_than_a_sequence_has_steps_is_refused() -> None:
+    words = ("--agent", "r2d2", "--sequence-length", "20")
+    assert loaded(*words, "--n-steps", "20").n_steps == 20
+    with pytest.raises(ConfigurationError, match=r"n_steps \(21\) must not exceed sequence_length \(20\)"):
+        loaded(*words, "--n-steps", "21")
+
+
 def test_every_hyperparameter_has_a_readable_flag() -> None:
     config = loaded("--trace-lambda", "0.9", "--max-pg-rho=2", "--loss-reduction", "mean", "--resume")
     assert (config.trace_lambda, config.max_pg_rho, config.loss_reduction) == (0.9, 2.0, "mean")
