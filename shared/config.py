@@ -32,7 +32,7 @@ from shared.kinds import LONGEST_SECONDS, MAX_SIZE, R2D2, Device, Only, Size, Th
 from shared.origins import Origin, mistakes
 from shared.presets import ENV_PREFIX, Preset, read_preset
 from shared.scalars import as_given
-from shared.secrets import check_command_line, with_secret_from_file
+from shared.secrets import check_command_line, check_preset, with_secret_from_file
 from shared.sources import command_line, environment, flag, settings_names
 from shared.subjects import validated_run_id
 
@@ -301,6 +301,7 @@ def _said(
 
 def _preset(model: type[Settings], name: str, names: set[str]) -> Preset:
     preset = read_preset(name, names)
+    check_preset(preset, SECRETS, ENV_PREFIX)
     return preset._replace(
         values={name: value for name, value in preset.values.items() if name in model.model_fields}
     )

@@ -104,7 +104,9 @@ def test_whole_numbers_in_scientific_notation_are_integers_wherever_they_are_giv
     assert refused("--batch-size", "15e-1").startswith("--batch-size: ")
 
 
-@pytest.mark.parametrize("text", ["unroll: yes", "speed: on", "hidden_sizes: [64, true]"])
+@pytest.mark.parametrize(
+    "text", ["unroll: yes", "speed: on", "hidden_sizes: [64, true]", "nats_token_file: 1"]
+)
 def test_a_value_of_another_kind_in_a_preset_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     name = text.partition(":")[0]
@@ -183,6 +185,16 @@ def test_a_bad_value_is_named_by_the_preset_that_holds_it(tmp_path: Path) -> Non
     path = preset_file(tmp_path, speed=-1)
     (tmp_path / "top.yaml").write_text("preset: preset.yaml")
     assert refused("--preset", str(tmp_path / "top.yaml")).startswith(f"preset {path}: speed: ")
+
+
+def test_a_secret_in_a_preset_is_refused_and_not_shown(tmp_path: Path) -> None:
+    text = refused("--preset", preset_file(tmp_path, nats_token="hunter2"))
+    assert (
+        "preset.yaml: nats_token: presets hold no secrets; give SEEDRL_NATS_TOKEN in the environment" in text
+    )
+    url = refused("--preset", preset_file(tmp_path, nats_url="nats://me:hunter2@host:4222"))
+    assert "preset.yaml: nats_url: presets hold no credentials" in url
+    assert "hunter2" not in text + url
 
 
 @pytest.mark.parametrize("text", ["a: [", "- just\n- a list", "\t:", "\x00"])
