@@ -291,6 +291,14 @@ def load(
     return config
 
 
+def given(
+    model: type[Settings], arguments: Sequence[str], *, prog: str, known: Iterable[type[BaseModel]]
+) -> dict[str, Any]:
+    """What environment and command line say, as `load` takes it but not validated. Raises as it does."""
+    options, variables = _said(model, arguments, settings_names(model, *known), prog=prog)
+    return {**variables, **options}
+
+
 def _said(
     model: type[Settings], arguments: Sequence[str], names: set[str], *, prog: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -29,6 +29,11 @@ def with_secret_from_file(values: dict[str, Any], name: str) -> dict[str, Any]:
     return {**rest, name: text}
 
 
+def without_credentials(url: str) -> str:
+    """`url` without user, password or token."""
+    return _CREDENTIALS.sub("//", url)
+
+
 def check_command_line(values: Mapping[str, Any], secrets: frozenset[str], prefix: str) -> None:
     """Raises ConfigurationError for a secret on the command line, where process lists show it."""
     for name in values.keys() & secrets:
