@@ -125,18 +125,15 @@ class LocalRun:
         return ["--preset", preset, "--http-host", self.config.http_host, "--log-format", "json"]
 
     def _inference_command(self) -> list[str]:
-        where = ["--host", self.config.host, "--port", str(self._port)]
-        return seedrl("inference", *self._common(), *where, "--nats-url", self.nats.nats_url)
+        return seedrl("inference", *self._common(), "--host", self.config.host, "--port", str(self._port))
 
     def _replay_command(self) -> list[str]:
-        directory = ["--run-dir", str(self.config.directory)]
-        return seedrl("replay", *self._common(), *directory, "--nats-url", self.nats.nats_url)
+        return seedrl("replay", *self._common(), "--run-dir", str(self.config.directory))
 
     def _learner_command(self) -> list[str]:
         directory = self.config.directory
         resume = ["--resume"] if has_begun(directory) else []
-        run_dir = ["--run-dir", str(directory), *resume]
-        return seedrl("learner", *self._common(), *run_dir, "--nats-url", self.nats.nats_url)
+        return seedrl("learner", *self._common(), "--run-dir", str(directory), *resume)
 
     def _actor_command(self, name: str) -> list[str]:
         # Another port at each start: what an environment forked may hold the last one after the actor's end.
