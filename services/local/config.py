@@ -87,8 +87,7 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
         if not isinstance(run_dir, str | Path):
             return values
         run_dir = Path(run_dir)
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.name).strip("-")[:48] or "run"
-        return {"run_id": f"{name}-{secrets.token_hex(3)}", **values, "run_dir": run_dir}
+        return {"run_id": _new_run_id(run_dir), **values, "run_dir": run_dir}
 
     @field_validator("tls_ca")
     @classmethod
@@ -129,7 +128,10 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
         said = given(cls, arguments, prog=prog, known=known)
         if _is_true(said.get("resume")) and (run_dir := said.get("run_dir")):
             return cls._resumed(Path(run_dir), said, arguments, prog=prog, known=known)
-        return load(cls, arguments, prog=prog, known=known, preset_name=cls._default_preset(said))
+        config = load(cls, arguments, prog=prog, known=known, preset_name=cls._default_preset(said))
+        if "run_id" not in said and Path(config.preset or "").name == CONFIG_FILE:  # of another run
+            return config.model_copy(update={"run_id": _new_run_id(config.directory)})
+        return config
 
     @classmethod
     def _resumed(
@@ -166,6 +168,11 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
         """The run directory."""
         assert self.run_dir is not None
         return self.run_dir
+
+
+def _new_run_id(run_dir: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.name).strip("-")[:48] or "run"
+    return f"{name}-{secrets.token_hex(3)}"
 
 
 def saved_env(run_dir: Path) -> str:

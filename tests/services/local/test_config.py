@@ -37,6 +37,20 @@ def test_runs_of_the_same_directory_name_have_different_ids() -> None:
     assert first.run_id != second.run_id
 
 
+def test_the_configuration_of_a_run_makes_another_run_as_a_preset(tmp_path: Path) -> None:
+    path = tmp_path / "first" / CONFIG_FILE
+    path.parent.mkdir()
+    write_config(loaded("CartPole-v1", "--run-dir", str(path.parent), "--unroll", "7"), path)
+    second = loaded("CartPole-v1", "--preset", str(path), "--run-dir", "second")
+    assert second.unroll == 7
+    assert second.run_id.startswith("second-")
+    named = loaded("CartPole-v1", "--preset", str(path), "--run-dir", "second", "--run-id", "mine")
+    assert named.run_id == "mine"
+    own = tmp_path / "own.yaml"
+    own.write_text("run_id: chosen")
+    assert loaded("CartPole-v1", "--preset", str(own)).run_id == "chosen"
+
+
 @pytest.mark.parametrize("name", ["mine", "default"])
 def test_a_given_run_id_is_kept_and_the_run_still_has_a_directory(name: str) -> None:
     config = loaded("CartPole-v1", "--run-id", name)
