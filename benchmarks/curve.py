@@ -3,13 +3,18 @@
 python benchmarks/curve.py runs/pong [runs/other …] > docs/results/pong.svg
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from services.local.config import CONFIG_FILE
+from services.local.summary import frame_skip
 
 TAG = "episodes/mean_return_100"
 WIDTH, HEIGHT, MARGIN = 720, 360, 48
@@ -30,8 +35,16 @@ def curve(run_dir: Path) -> Points:
     return sorted(points)
 
 
-def svg(curves: dict[str, Points]) -> str:
-    """One line per curve, with its name, in a frame with the extremes at its axes."""
+def frames_per_step(run_dir: Path) -> int:
+    """Emulator frames per environment step of a run; 1 where its configuration does not say."""
+    with contextlib.suppress(OSError):
+        values = yaml.safe_load((run_dir / CONFIG_FILE).read_text())
+        return frame_skip(values["env"], values["env_kwargs"])
+    return 1
+
+
+def svg(curves: dict[str, Points], *, frames: int = 1) -> str:
+    """One line per curve, with its name, in a frame with the extremes at its axes; `frames` of each step."""
     steps = max(x for points in curves.values() for x, _ in points)
     low = min(y for points in curves.values() for _, y in points)
     high = max(y for points in curves.values() for _, y in points)
@@ -44,6 +57,7 @@ def svg(curves: dict[str, Points]) -> str:
     def text(x: float, y: float, words: str, anchor: str, colour: str = "#333") -> str:
         return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'
 
+    steps_are = f"environment steps ({frames} frames each)" if frames > 1 else "environment steps"
     inner = f'width="{WIDTH - 2 * MARGIN}" height="{HEIGHT - 2 * MARGIN}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-size="12">',
@@ -53,7 +67,7 @@ def svg(curves: dict[str, Points]) -> str:
         text(MARGIN - 6, MARGIN + 8, f"{high:.1f}", "end"),
         text(MARGIN, HEIGHT - MARGIN + 18, "0", "middle"),
         text(WIDTH - MARGIN, HEIGHT - MARGIN + 18, f"{steps:,.0f}", "end"),
-        text(WIDTH / 2, HEIGHT - 12, "environment steps (4 frames each)", "middle"),
+        text(WIDTH / 2, HEIGHT - 12, steps_are, "middle"),
         text(MARGIN, 20, "mean return of the last 100 training episodes", "start"),
     ]
     for index, (name, points) in enumerate(curves.items()):
@@ -68,7 +82,10 @@ def main(arguments: Sequence[str]) -> None:
     """Prints the SVG of the runs in `arguments`."""
     if not arguments or any(each.startswith("-") for each in arguments):
         raise SystemExit(__doc__)
-    print(svg({Path(each).name: curve(Path(each)) for each in arguments}), end="")
+    runs = [Path(each) for each in arguments]
+    curves = {run.name: curve(run) for run in runs}
+    skips = {frames_per_step(run) for run in runs}
+    print(svg(curves, frames=skips.pop() if len(skips) == 1 else 1), end="")
 
 
 if __name__ == "__main__":

@@ -103,13 +103,22 @@ class MessageAccounts(Generic[Outcome]):
         count as refused: lost. In a run directory that is not `known` to this run they mean that another
         one was used before: raises RunError.
         """
-        missing = self.earlier_queues + queue.last_sequence - queue.messages - self.accounted
+        self.recognize_queue(queue)
+        missing = self._missing(queue)
         if missing > 0 and not known:
             raise RunError(f"{missing} chunks of this run were consumed by {self.OTHER_DIRECTORY}")
         if missing > 0:
             self.refused["lost"] += missing
-        else:
-            self.earlier_queues -= missing
+
+    def recognize_queue(self, queue: QueueNumbers) -> None:
+        """Where more is accounted for than was published to `queue`, the rest was to queues before it.
+
+        For a moment at which nothing is on its way.
+        """
+        self.earlier_queues += max(0, -self._missing(queue))
+
+    def _missing(self, queue: QueueNumbers) -> int:
+        return self.earlier_queues + queue.last_sequence - queue.messages - self.accounted
 
     def to_json(self) -> bytes:
         """The journal's content."""

@@ -5,25 +5,35 @@ on stands in one group. A preset and the environment may name settings of any se
 preset serves them all), so names are checked against all models together, and each model takes its own.
 """
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
-    CliSettingsSource,
     CliSuppress,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
 )
 
 from shared.errors import ConfigurationError
-from shared.presets import ENV_PREFIX, nearest, read_preset
-from shared.secrets import check_command_line, with_secret_from_file
+from shared.kinds import LONGEST_SECONDS, MAX_SIZE, R2D2, Device, Only, Size, Threads
+from shared.origins import Origin, mistakes
+from shared.presets import ENV_PREFIX, Preset, read_preset
+from shared.scalars import as_given
+from shared.secrets import check_command_line, check_preset, with_secret_from_file
+from shared.sources import command_line, environment, flag, settings_names
 from shared.subjects import validated_run_id
 
 SECRETS = frozenset({"inference_token", "nats_token"})
@@ -60,6 +70,11 @@ class Settings(BaseSettings):
         """Only what `load` merged: the environment is one of its sources, not read a second time here."""
         del settings_cls, env_settings, dotenv_settings, file_secret_settings
         return (init_settings,)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        return as_given(value, cls.model_fields[str(info.field_name)].annotation)
 
     @classmethod
     def loaded(cls, arguments: Sequence[str], *, prog: str, known: Iterable[type["Settings"]]) -> Self:
@@ -106,14 +121,14 @@ class HttpSettings(Group):
     """Address the HTTP endpoints bind to."""
     http_port: int = Field(0, ge=0, le=65535)
     """Port of the HTTP endpoints; 0 takes a free one and logs it."""
-    watchdog_seconds: float = Field(60.0, gt=0)
+    watchdog_seconds: float = Field(60.0, gt=0, le=LONGEST_SECONDS)
     """A service that makes no progress for so long dumps all its stacks to the log and fails /healthz."""
 
 
 class ServiceSettings(LogSettings, RunSettings, HttpSettings):
     """What every service has."""
 
-    grace_seconds: float = Field(10.0, gt=0)
+    grace_seconds: float = Field(10.0, gt=0, le=LONGEST_SECONDS)
     """How long a service may take to drain and save after SIGTERM."""
 
 
@@ -183,36 +198,36 @@ class AgentSettings(Group):
     """Algorithm: vtrace (IMPALA), or r2d2 (recurrent Q-learning from a prioritized replay)."""
     network: str = "auto"
     """mlp, nature, impala_shallow, impala_deep or your own module:Class; auto: impala_shallow or mlp."""
-    lstm_size: int = Field(0, ge=0)
+    lstm_size: int = Field(0, ge=0, le=MAX_SIZE)
     """Units of the LSTM core; 0: none."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    hidden_sizes: tuple[Size, ...] = (64, 64)
     """Layer sizes of the mlp network."""
-    dueling_size: int = Field(0, ge=0)
+    dueling_size: Annotated[int, R2D2] = Field(0, ge=0, le=MAX_SIZE)
     """Units of the hidden layer in each of R2D2's two heads, V and A; 0: straight linear."""
     frame_stack: int = Field(1, ge=1, le=64)
     """Newest frames the policy sees at once; inference stacks them, actors send single frames."""
-    unroll: int = Field(20, ge=1)
+    unroll: Size = 20
     """Steps of a trajectory chunk (T)."""
     reward_clip: float = Field(0.0, ge=0)
     """Rewards are clipped to ± this for training and as network input; 0: not clipped."""
     discount: float = Field(0.99, ge=0, le=1)
     """Discount γ of future rewards."""
-    n_steps: int = Field(5, ge=1)
+    n_steps: Annotated[Size, R2D2] = 5
     """Rewards that R2D2 sums before it bootstraps (n)."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: Size = 32
     """Trajectories (rows of T steps; sequences for R2D2) per update."""
-    max_queued_batches: int = Field(3, ge=2)
+    max_queued_batches: int = Field(3, ge=2, le=MAX_SIZE)
     """Batches that may wait in the work queue before actors are slowed down."""
 
 
 class SequenceSettings(Group):
     """What replay and the learner of an R2D2 run must agree on; without meaning for V-trace."""
 
-    burn_in: int = Field(40, ge=0)
+    burn_in: Annotated[int, R2D2] = Field(40, ge=0, le=MAX_SIZE)
     """Steps at a sequence's start that only bring the recurrent state up to date (R2D2)."""
-    sequence_length: int = Field(80, ge=1)
+    sequence_length: Annotated[Size, R2D2] = 80
     """Steps of a sequence after --burn-in, those that are trained (R2D2); a multiple of --unroll."""
-    priority_eta: float = Field(0.9, ge=0, le=1)
+    priority_eta: Annotated[float, R2D2] = Field(0.9, ge=0, le=1)
     """η: a sequence's priority is η·max|δ| + (1 − η)·mean|δ| over its trained steps (R2D2)."""
 
     @model_validator(mode="after")
@@ -228,11 +243,11 @@ class SequenceSettings(Group):
 class DeviceSettings(Group):
     """Where and how the network computes."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """cpu, cuda, cuda:N; auto: cuda where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast for convolutional networks where the device has the instructions."""
-    torch_threads: int = Field(1, ge=1)
+    torch_threads: Threads = 1
     """Threads of torch in this process; those of several services on one machine spin against each other."""
 
 
@@ -253,44 +268,64 @@ def load(
     checked. `preset_name` is used when neither environment nor command line names a preset. Raises
     ConfigurationError, all mistakes on one line. `--help` prints and raises SystemExit(0).
     """
-    models: tuple[type[BaseModel], ...] = (model, *known)
-    names = {
-        name for each in models for name, field in each.model_fields.items() if not field.validation_alias
-    }
-    try:
-        source: CliSettingsSource[Any] = CliSettingsSource(model, cli_prog_name=prog)
-        _order_help(source.root_parser, model, prog)
-        source(args=list(arguments))
-        command_line = dict(source())
-    except SettingsError as error:
-        text = str(error).removeprefix("error parsing CLI: ")
-        raise ConfigurationError(f"{text} (see {prog} --help)") from error
-    check_command_line(command_line, SECRETS, ENV_PREFIX)
-    environment = _environment(model, names)
-    preset_name = command_line.get("preset", environment.get("preset", preset_name))
-    preset = read_preset(str(preset_name), names) if preset_name is not None else {}
-    preset = {key: value for key, value in preset.items() if key in model.model_fields}
+    names = settings_names(model, *known)
+    options, variables = _said(model, arguments, names, prog=prog)
+    preset_name = options.get("preset", variables.get("preset", preset_name))
+    preset = _preset(model, str(preset_name), names) if preset_name is not None else Preset({}, {})
     origins = (
-        (command_line, lambda name: _flag(model, name)),
-        (environment, lambda name: ENV_PREFIX + name.upper()),
-        (preset, lambda name: f"preset {preset_name}: {name}"),
+        Origin(options, partial(flag, model)),
+        Origin(variables, lambda name: ENV_PREFIX + name.upper()),
+        Origin(
+            preset.values,
+            lambda name: f"preset {preset.sources[name]}: {name}",
+            preset=lambda name: preset.sources[name],
+        ),
     )
     try:
-        return model.model_validate({**preset, **environment, **command_line})
+        config = model.model_validate({**preset.values, **variables, **options})
     except ValidationError as error:
-        raise ConfigurationError("; ".join(_lines(error, origins))) from error
+        raise ConfigurationError("; ".join(mistakes(error, origins, secrets=SECRETS))) from error
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
+    _check_agent(config, options)
+    return config
 
 
-def _order_help(parser: Any, model: type[BaseModel], prog: str) -> None:
-    """Puts a command's own options before those it shares with others, and a short usage above them."""
-    own = [f"--{name.replace('_', '-')}" for name in model.__annotations__]
-    positional = [action for action in parser._actions if not action.option_strings]
-    words = [f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar) for action in positional]
-    parser.usage = " ".join([prog, "[OPTIONS]", *words])
-    for group in parser._action_groups:
-        group._group_actions.sort(key=lambda action: not set(own) & set(action.option_strings))
+def given(
+    model: type[Settings], arguments: Sequence[str], *, prog: str, known: Iterable[type[BaseModel]]
+) -> dict[str, Any]:
+    """What environment and command line say, as `load` takes it but not validated. Raises as it does."""
+    options, variables = _said(model, arguments, settings_names(model, *known), prog=prog)
+    return {**variables, **options}
+
+
+def _said(
+    model: type[Settings], arguments: Sequence[str], names: set[str], *, prog: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    options = command_line(model, arguments, prog=prog)
+    check_command_line(options, SECRETS, ENV_PREFIX)
+    return options, environment(model, names)
+
+
+def _preset(model: type[Settings], name: str, names: set[str]) -> Preset:
+    preset = read_preset(name, names)
+    check_preset(preset, SECRETS, ENV_PREFIX)
+    return preset._replace(
+        values={name: value for name, value in preset.values.items() if name in model.model_fields}
+    )
+
+
+def _check_agent(config: Settings, options: Iterable[str]) -> None:
+    """Raises ConfigurationError for an option that the configured agent has no use for.
+
+    Presets and the environment may serve runs of both.
+    """
+    agent = getattr(config, "agent", None)
+    for name in options:
+        field = type(config).model_fields.get(name)
+        for mark in field.metadata if field is not None and agent is not None else ():
+            if isinstance(mark, Only) and mark.agent != agent:
+                raise ConfigurationError(f"{flag(type(config), name)} is for agent {mark.agent}, not {agent}")
 
 
 def secret_values(config: BaseModel) -> list[str]:
@@ -299,31 +334,3 @@ def secret_values(config: BaseModel) -> list[str]:
     return [
         line for value in values if isinstance(value, SecretStr) for line in value.get_secret_value().split()
     ]
-
-
-def _environment(model: type[Settings], names: set[str]) -> dict[str, Any]:
-    for variable in os.environ:
-        if variable.upper().startswith(ENV_PREFIX) and variable[len(ENV_PREFIX) :].lower() not in names:
-            raise ConfigurationError(f"{variable} is no setting{nearest(variable, names)}")
-    try:
-        given = EnvSettingsSource(model)()
-        return {name: value for name, value in given.items() if name in names}  # not JSON, which is --json's
-    except SettingsError as error:
-        raise ConfigurationError(str(error)) from error
-
-
-def _flag(model: type[BaseModel], name: str) -> str:
-    field = model.model_fields.get(name)
-    return f"--{name.replace('_', '-')}" if field is None or not field.is_required() else name.upper()
-
-
-def _lines(error: ValidationError, origins: Sequence[tuple[Mapping[str, Any], Any]]) -> Iterable[str]:
-    for problem in error.errors(include_url=False, include_context=False):
-        if not problem["loc"]:
-            yield problem["msg"].removeprefix("Value error, ")
-            continue
-        name = str(problem["loc"][0])
-        where = next((label(name) for values, label in origins if name in values), name)
-        message = problem["msg"].removeprefix("Value error, ")
-        shown = "" if name in SECRETS or problem["type"] == "missing" else f" (got {problem['input']!r})"
-        yield f"{where}: {message}{shown}"

@@ -27,6 +27,8 @@ from shared.networks.unroll import network_input, next_history
 from shared.specs import LeafSpec, RunSpec
 from shared.types import Array
 
+_MOST = float(np.finfo(np.float32).max)  # what networks compute in
+
 
 class Policy:
     """Acts in one environment; remembers recurrent state, frame history and its previous action."""
@@ -138,12 +140,13 @@ def load_policy(run_dir: str | Path, *, device: str = "cpu", seed: int | None = 
 def leaf_value(observation: Any, leaf: LeafSpec) -> Array:
     """The part of a single environment's observation that `leaf` names, in its dtype and shape.
 
-    Raises ValueError when it is not there or has another shape or an impossible value.
+    Raises ValueError when it is not there or has another shape or an impossible value, such as NaN.
     """
     part = _part(observation, leaf.name)
     try:
         value = np.asarray(part)
-        converted = value.astype(leaf.dtype, casting="same_kind")
+        with np.errstate(over="ignore"):  # it is an infinity then, which is refused below
+            converted = value.astype(leaf.dtype, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise ValueError(f"observation {leaf.name!r} must be {leaf.dtype}: {error}") from error
     if converted.shape != leaf.shape:
@@ -151,6 +154,12 @@ def leaf_value(observation: Any, leaf: LeafSpec) -> Array:
         raise ValueError(f"observation {leaf.name!r} of one environment must be {expected}, not {here}")
     if leaf.n and not 0 <= converted < leaf.n:
         raise ValueError(f"observation {leaf.name!r} must be 0 to {leaf.n - 1}, not {value}")
+    if converted.dtype.kind == "f":
+        refused = ~(np.abs(converted.astype(np.float64)) <= _MOST)
+        if refused.any():
+            kind = "float16" if leaf.dtype == "float16" else "float32"
+            first = value[refused].flat[0]
+            raise ValueError(f"observation {leaf.name!r} must be finite as {kind}, not {first}")
     return np.array(converted, order="C")
 
 

@@ -1,4 +1,4 @@
-"""Secrets from files, and what must not be said on a command line."""
+"""Secrets from files, and what must not be said on a command line or in a preset."""
 
 import re
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ConfigurationError
+from shared.presets import Preset
 
 _CREDENTIALS = re.compile(r"//[^/]*@")
 
@@ -13,7 +14,7 @@ _CREDENTIALS = re.compile(r"//[^/]*@")
 def with_secret_from_file(values: dict[str, Any], name: str) -> dict[str, Any]:
     """`values` with the setting `name` in place of the file `<name>_file`. Raises ValueError."""
     path = values.get(f"{name}_file")
-    if path is None:
+    if not isinstance(path, str | Path):  # none, or none that the model takes
         return values
     if values.get(name) is not None:
         raise ValueError(f"{name} and {name}_file: give one of them")
@@ -28,6 +29,11 @@ def with_secret_from_file(values: dict[str, Any], name: str) -> dict[str, Any]:
     return {**rest, name: text}
 
 
+def without_credentials(url: str) -> str:
+    """`url` without user, password or token."""
+    return _CREDENTIALS.sub("//", url)
+
+
 def check_command_line(values: Mapping[str, Any], secrets: frozenset[str], prefix: str) -> None:
     """Raises ConfigurationError for a secret on the command line, where process lists show it."""
     for name in values.keys() & secrets:
@@ -39,4 +45,18 @@ def check_command_line(values: Mapping[str, Any], secrets: frozenset[str], prefi
     if _CREDENTIALS.search(str(values.get("nats_url", ""))):
         raise ConfigurationError(
             f"--nats-url: process lists would show its credentials; give {prefix}NATS_URL in the environment"
+        )
+
+
+def check_preset(preset: Preset, secrets: frozenset[str], prefix: str) -> None:
+    """Raises ConfigurationError for a secret in a preset: such files are passed on and kept with runs."""
+    for name in sorted(preset.values.keys() & secrets):
+        raise ConfigurationError(
+            f"preset {preset.sources[name]}: {name}: presets hold no secrets; "
+            f"give {prefix}{name.upper()} in the environment, or {name}_file"
+        )
+    if _CREDENTIALS.search(str(preset.values.get("nats_url", ""))):
+        raise ConfigurationError(
+            f"preset {preset.sources['nats_url']}: nats_url: presets hold no credentials; give "
+            f"{prefix}NATS_URL in the environment"
         )

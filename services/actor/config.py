@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import CliPositionalArg
 
 from shared.config import InferenceAccess, ServiceSettings, Settings
+from shared.kinds import Seed
 
 _ADDRESS = re.compile(r"unix:.+|(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):(?P<port>\d{1,5})")
 
@@ -51,7 +52,7 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     """Arguments for the environment, as JSON; they win over all defaults."""
     life_loss: bool = False
     """Atari: a lost life terminates learning's episode; the game goes on, and returns count to its end."""
-    env_threads: int = Field(0, ge=0)
+    env_threads: int = Field(0, ge=0, le=1024)
     """Threads of one group's native Atari environments; 0: one per CPU."""
     step_threads: int = Field(1, ge=1, le=64)
     """Groups that may step at the same time."""
@@ -61,7 +62,7 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     shared_memory: bool = True
     """Leave observations in shared memory and messages in pipes for an inference service that can reach both,
     one on the same Linux host and as the same user; to any other they go over gRPC."""
-    seed: int | None = Field(None, ge=0)
+    seed: Seed | None = None
     """Seed of the environments, together with actor id and group; default: a fresh one."""
 
     @field_validator("inference_url")

@@ -5,6 +5,7 @@ Three ways: the environment's own vector version (native), one after the other (
 """
 
 import importlib
+import importlib.util
 import inspect
 import multiprocessing
 import os
@@ -145,7 +146,7 @@ class GroupMaker:
         return self._of_single_environments("sync")
 
     def _of_single_environments(self, way: Literal["sync", "async"]) -> Vector:
-        make = SingleMaker(env=self.env, env_kwargs=self.env_kwargs)
+        make = SingleMaker(env=self.env, env_kwargs=self.env_kwargs, checks_shapes=way == "async")
         makers = [make] * self.group_size
         # Observations are turned into bytes before the next step, so the buffers can be used again.
         if way == "sync":
@@ -160,6 +161,7 @@ class SingleMaker:
 
     env: str
     env_kwargs: dict[str, Any]
+    checks_shapes: bool  # where nobody else does: what its process leaves in shared memory is flat
 
     def __call__(self) -> Env[Any, Any]:
         """An environment that survives its own crashes."""
@@ -167,7 +169,7 @@ class SingleMaker:
             # Ctrl-C reaches a whole terminal; the actor ends its processes itself.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         resolved(self.env)  # a process of its own has to import the user's module, too
-        env = RestartingEnvironment(self._bare)
+        env = RestartingEnvironment(self._bare, checks_shapes=self.checks_shapes)
         environment_spec(env.observation_space, env.action_space)  # clearer than what a vectorizer would say
         return env
 
@@ -194,9 +196,26 @@ def resolved(env: str) -> EnvSpec:
     return found
 
 
-def _import_users(module: str, env: str) -> None:
+def check_env(env: str) -> None:
+    """Raises UnsupportedEnvironment where `env` cannot be; a person's module is looked for, not imported."""
+    module = env.rpartition(":")[0].partition(".")[0]
+    if not module:
+        resolved(env)
+        return
+    _see_working_directory()
+    if importlib.util.find_spec(module) is None:
+        raise UnsupportedEnvironment(
+            f"{env}: there is no module {module!r} in the working directory, nor is one installed"
+        )
+
+
+def _see_working_directory() -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that it cannot shadow anything
+
+
+def _import_users(module: str, env: str) -> None:
+    _see_working_directory()
     try:
         importlib.import_module(module)
     except CRASHES as error:

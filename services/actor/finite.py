@@ -1,12 +1,11 @@
 """Numbers that are not finite, which no policy can be trained on; knows no space and no stream."""
 
-import math
-
 import numpy as np
 
 from shared.types import Array
 
-_MOST = float(np.finfo(np.float32).max)  # of a reward, which travels as float32
+_MOST = float(np.finfo(np.float32).max)  # rewards travel as float32, and networks compute in it
+_MOST_SQUARED = _MOST**2
 
 
 class NotFinite(Exception):
@@ -14,12 +13,15 @@ class NotFinite(Exception):
 
 
 def check_finite(name: str, values: Array) -> None:
-    """Raises NotFinite where not all floats of `values` […] are finite."""
-    if math.isfinite(np.vdot(values, values)):  # quicker, and no answer only where squares overflow
+    """Raises NotFinite where not all floats of `values` […] are finite, in their own type and as float32."""
+    if float(np.vdot(values, values)) <= _MOST_SQUARED:  # quicker; also false where only the sum is too much
         return
-    finite = np.isfinite(values)
-    if not finite.all():
-        raise NotFinite(f"{name} is not finite as {values.dtype.name}: {values[~finite].flat[0]}")
+    with_room = values.astype(np.float64)
+    refused = ~(np.abs(with_room) <= _MOST)
+    if refused.any():
+        value = with_room[refused].flat[0]
+        kind = "float32" if np.isfinite(value) else values.dtype.name
+        raise NotFinite(f"{name} is not finite as {kind}: {value}")
 
 
 def check_reward(reward: float) -> None:

@@ -1,6 +1,6 @@
 """A crashed environment is replaced by a new one; one that crashes again and again ends the actor.
 
-One that gives a number that is not finite counts as crashed.
+One that gives a number that is not finite, or results that are not as they should be, counts as crashed.
 """
 
 import traceback
@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import Env
 
 from services.actor.finite import check_reward
+from services.actor.results import explained, first_and_info, wrong_count
 from services.actor.spaces import ObservationCheck
 from shared.errors import SeedrlError
 
@@ -56,15 +57,17 @@ class CrashCount:
 class RestartingEnvironment(Env[Any, Any]):
     """One environment that survives its own crashes.
 
-    A step or reset that raises, or gives a number that is not finite, returns the first observation of a new
-    environment instead, with reward 0 and neither end flag; info then holds RESTARTS, CRASH and REASON.
+    A step or reset that raises, or gives a number that is not finite or a wrong result, returns the first
+    observation of a new environment instead, with reward 0 and neither end flag; info then holds RESTARTS,
+    CRASH and REASON.
     Raises EnvironmentCrashed.
     """
 
-    def __init__(self, make: Callable[[], Env[Any, Any]]) -> None:
+    def __init__(self, make: Callable[[], Env[Any, Any]], *, checks_shapes: bool = False) -> None:
+        """`checks_shapes`: also observations that do not have their space's shape are crashes."""
         self._make = make
         self._env = make()
-        self._check = ObservationCheck(self._env.observation_space)
+        self._check = ObservationCheck(self._env.observation_space, shapes=checks_shapes)
         self._crashes = CrashCount()
         self._seeds: np.random.SeedSequence | None = None
         self.observation_space = self._env.observation_space
@@ -79,7 +82,7 @@ class RestartingEnvironment(Env[Any, Any]):
         if seed is not None:
             self._seeds = np.random.SeedSequence(seed)
         try:
-            observation, info = self._env.reset(seed=seed, options=options)
+            observation, info = first_and_info(self._env.reset(seed=seed, options=options))
             self._check(observation)
             return observation, info
         except CRASHES as error:
@@ -88,7 +91,11 @@ class RestartingEnvironment(Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Observation, reward, terminated, truncated, info."""
         try:
-            observation, given, terminated, truncated, info = self._env.step(action)
+            result = self._env.step(action)
+            try:
+                observation, given, terminated, truncated, info = result
+            except (TypeError, ValueError) as error:
+                raise wrong_count("step", result) from error
             reward = float(given)
             check_reward(reward)
             self._check(observation)
@@ -107,6 +114,7 @@ class RestartingEnvironment(Env[Any, Any]):
         restarts = 0
         said = []
         while True:
+            error = explained(error)
             said.append("".join(traceback.format_exception(error)))
             self._crashes.crashed(error)
             restarts += 1
@@ -116,7 +124,7 @@ class RestartingEnvironment(Env[Any, Any]):
                 said.append(f"its close() raised {in_a_line(closing)}\n")
             try:
                 self._env = self._make()
-                observation, info = self._env.reset(seed=self._fresh_seed())
+                observation, info = first_and_info(self._env.reset(seed=self._fresh_seed()))
                 self._check(observation)
             except CRASHES as again:
                 error = again

@@ -13,10 +13,13 @@ from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
 from services.actor.finite import check_finite
+from services.actor.results import WrongResult
 from shared.errors import UnsupportedEnvironment
 from shared.specs import EnvironmentSpec, LeafSpec
 from shared.types import Array
 from shared.wire.limits import DTYPES
+
+_MISFITS = (LookupError, TypeError, ValueError)  # what observations that do not fit their space end in
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,24 @@ class _Leaf:
             observation = observation[key]
         return observation
 
+    def check_fits(self, observation: Any, rows: tuple[int, ...]) -> None:
+        """Raises WrongResult where its value in `observation`, [*rows, …], is not as its space says."""
+        for key in self.path:
+            try:
+                observation = observation[key]
+            except (LookupError, TypeError) as error:
+                leaf = f" of {self.spec.name!r}" if len(self.path) > 1 else ""
+                raise WrongResult(f"the observation lacks the key {key!r}{leaf}") from error
+        try:
+            array: Array = np.asarray(observation)
+        except ValueError as error:
+            raise WrongResult(f"{self.label} is no array: {error}") from error
+        shape = (*rows, *self.spec.shape)
+        if array.shape != shape:
+            raise WrongResult(f"{self.label} has shape {list(array.shape)}; its space says {list(shape)}")
+        if not np.can_cast(array.dtype, self.spec.dtype, "same_kind"):
+            raise WrongResult(f"{self.label} is {array.dtype.name}; its space says {self.spec.dtype}")
+
 
 def environment_spec(observation_space: Space[Any], action_space: Space[Any]) -> EnvironmentSpec:
     """Spec of an environment with these single (not batched) spaces. Raises UnsupportedEnvironment."""
@@ -53,11 +74,22 @@ def environment_spec(observation_space: Space[Any], action_space: Space[Any]) ->
     )
 
 
+def check_fits(observation_space: Space[Any], observation: Any, *, rows: tuple[int, ...] = ()) -> None:
+    """Raises WrongResult for a leaf that is missing or has another shape or dtype than its space says.
+
+    Too slow for every step, it is asked once something went wrong. `rows`: (B,) where observations are
+    batched; the space never is.
+    """
+    for leaf in _leaves(observation_space):
+        leaf.check_fits(observation, rows)
+
+
 class ObservationEncoder:
     """Turns batched observations of one space into raw little-endian bytes, leaf by leaf."""
 
     def __init__(self, observation_space: Space[Any], *, group_size: int) -> None:
         """Takes the single (not batched) observation space. Raises UnsupportedEnvironment."""
+        self._space, self._rows = observation_space, (group_size,)
         self._leaves = [
             (leaf, (group_size, *leaf.spec.shape), np.dtype(leaf.spec.dtype).newbyteorder("<"))
             for leaf in _leaves(observation_space)
@@ -66,45 +98,59 @@ class ObservationEncoder:
     def __call__(self, observation: Any, *, into: Sequence[Array] | None = None) -> list[bytes]:
         """Bytes of each leaf, [B, …] in C order.
 
-        Raises UnsupportedEnvironment on another shape, NotFinite for floats that are not.
+        Raises UnsupportedEnvironment on another shape, NotFinite for floats that are not, WrongResult where
+        a key is missing or a leaf is no number.
         `into`: arrays that are filled instead, per leaf [B, …]; no bytes are returned then.
         """
         encoded = []
-        for number, (leaf, shape, dtype) in enumerate(self._leaves):
-            array: Array = np.asarray(leaf.of(observation))
-            if array.shape != shape:
-                raise UnsupportedEnvironment(
-                    f"{leaf.label} of a group has shape {list(array.shape)}; its space says {list(shape)}"
-                )
-            if leaf.start:
-                array = array.astype(np.int64) - leaf.start
-            if into is None:
-                array = array.astype(dtype, copy=False)
-                encoded.append(array.tobytes())
-            else:
-                np.copyto(into[number], array, casting="unsafe")
-                array = into[number]
-            if dtype.kind == "f":
-                check_finite(leaf.label, array)
+        try:
+            for number, (leaf, shape, dtype) in enumerate(self._leaves):
+                array: Array = np.asarray(leaf.of(observation))
+                if array.shape != shape:
+                    raise UnsupportedEnvironment(
+                        f"{leaf.label} of a group has shape {list(array.shape)}; its space says {list(shape)}"
+                    )
+                if leaf.start:
+                    array = array.astype(np.int64) - leaf.start
+                if into is None:
+                    array = array.astype(dtype, copy=False)
+                    encoded.append(array.tobytes())
+                else:
+                    np.copyto(into[number], array, casting="unsafe")
+                    array = into[number]
+                if dtype.kind == "f":
+                    check_finite(leaf.label, array)
+        except _MISFITS:
+            check_fits(self._space, observation, rows=self._rows)
+            raise
         return encoded
 
 
 class ObservationCheck:
     """Looks for floats that are not finite in the observations of one environment, as they would be sent."""
 
-    def __init__(self, observation_space: Space[Any]) -> None:
-        """Takes the environment's own space. Raises UnsupportedEnvironment."""
+    def __init__(self, observation_space: Space[Any], *, shapes: bool = False) -> None:
+        """Takes the environment's own space. `shapes`: looks at these, too. Raises UnsupportedEnvironment."""
+        self._space = observation_space
         leaves = [(leaf, np.dtype(leaf.spec.dtype)) for leaf in _leaves(observation_space)]
         self._floats = [(leaf, dtype) for leaf, dtype in leaves if dtype.kind == "f"]
+        self._shaped = [leaf for leaf, _ in leaves if shapes]
 
     def __call__(self, observation: Any) -> None:
-        """Raises NotFinite."""
-        for leaf, dtype in self._floats:
-            values: Array = np.asarray(leaf.of(observation))
-            if values.dtype != dtype:
-                with np.errstate(over="ignore"):
-                    values = values.astype(dtype)
-            check_finite(leaf.label, values)
+        """Raises NotFinite, and WrongResult where a key is missing, a leaf no number, or a shape another."""
+        try:
+            for leaf in self._shaped:
+                if np.shape(leaf.of(observation)) != leaf.spec.shape:
+                    raise ValueError("another shape than the space's")
+            for leaf, dtype in self._floats:
+                values: Array = np.asarray(leaf.of(observation))
+                if values.dtype != dtype:
+                    with np.errstate(over="ignore"):
+                        values = values.astype(dtype)
+                check_finite(leaf.label, values)
+        except _MISFITS:
+            check_fits(self._space, observation)
+            raise
 
 
 class ActionDecoder:

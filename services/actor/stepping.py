@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from services.actor.autoreset import EpisodeStarts, episode_starts
 from services.actor.finite import check_finite
 from services.actor.restarting import CRASH, CRASHES, REASON, RESTARTS, CrashCount, in_a_line, seed_from
-from services.actor.spaces import ActionDecoder, ObservationEncoder, environment_spec
+from services.actor.results import WrongResult, explained, first_and_info, wrong_count
+from services.actor.spaces import ActionDecoder, ObservationEncoder, check_fits, environment_spec
 from services.actor.sparing import SparingLog
 from shared.errors import SeedrlError, UnsupportedEnvironment
 from shared.telemetry import get_logger
@@ -77,7 +78,7 @@ class SteppedGroup:
             except SeedrlError:
                 raise
             except CRASHES as error:
-                return self._rebuilt(error)
+                return self._rebuilt(self._explained(error))
 
     def step(self, action: NDArray[np.int64]) -> Transition:
         """Takes 0-based actions [B]. A crash of the whole group starts new episodes in all rows.
@@ -88,11 +89,11 @@ class SteppedGroup:
         with self._lock:
             try:
                 result = self._env.step(self._decode(action))
-                transition = self._transition(*result)
+                transition = self._transition(result)
             except SeedrlError:
                 raise
             except CRASHES as error:
-                return self._rebuilt(error)
+                return self._rebuilt(self._explained(error))
             self._crashes.stepped()
             return transition
 
@@ -106,7 +107,7 @@ class SteppedGroup:
 
     def _all_first(self) -> Transition:
         seed, self._seed = self._seed, None  # only the first reset: later ones go on with the same generators
-        observation, info = self._env.reset(seed=seed)
+        observation, info = first_and_info(self._env.reset(seed=seed))
         self._starts = episode_starts(self._env, info)
         zeros, ones = np.zeros(self.size, np.bool_), np.ones(self.size, np.bool_)
         return Transition(
@@ -121,9 +122,11 @@ class SteppedGroup:
             restarts=self._restarted(info)[1],
         )
 
-    def _transition(
-        self, observation: Any, reward: Any, terminated: Any, truncated: Any, info: dict[str, Any]
-    ) -> Transition:
+    def _transition(self, result: Any) -> Transition:
+        try:
+            observation, reward, terminated, truncated, info = result
+        except (TypeError, ValueError) as error:
+            raise wrong_count("step", result) from error
         terminated, truncated = np.array(terminated, np.bool_), np.array(truncated, np.bool_)
         assert self._starts is not None
         is_first = self._starts.after(info, terminated=terminated, truncated=truncated)
@@ -180,9 +183,21 @@ class SteppedGroup:
             except SeedrlError:
                 raise
             except CRASHES as again:
-                error = again
+                error = self._explained(again)
             else:
                 return first._replace(reset_steps=self.size, restarts=restarts + first.restarts)
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """`error`, or a WrongResult that says what the environments returned to cause it."""
+        if isinstance(self._env, SyncVectorEnv):  # which names no leaf when it puts observations together
+            for observation in self._env._env_obs:
+                try:
+                    if observation is not None:
+                        check_fits(self._env.single_observation_space, observation)
+                except WrongResult as wrong:
+                    wrong.__cause__ = error
+                    return wrong
+        return explained(error)
 
 
 def closed(env: VectorEnv[Any, Any, Any]) -> None:

@@ -4,6 +4,7 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import CliSuppress
 
 from services.local.config import TrainConfig
+from shared.kinds import Count
 
 
 class PipelineConfig(TrainConfig):
@@ -22,7 +23,7 @@ class PipelineConfig(TrainConfig):
 
     env: str = "ALE/Pong-v5"
     """Environment: a Gymnasium id, or module:id for one that your own module registers."""
-    windows: int = Field(18, ge=1)
+    windows: Count = 18
     """Windows; figures are medians of theirs, the efficiency that of their own ratios."""
     window_seconds: float = Field(9.0, gt=0)
     """Seconds for which the pipeline runs in each window, a third of them before each stage."""

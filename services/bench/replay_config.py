@@ -9,6 +9,7 @@ from pydantic_settings import CliSuppress
 
 from services.replay.config import ReplayConfig
 from shared.config import AgentSettings, SequenceSettings, Settings, load
+from shared.kinds import Count, Size
 from shared.wire.limits import MAX_GROUP_SIZE
 
 _NEVER_BLOCKS = 1e12  # sequences by which samples and inserts may be apart
@@ -33,11 +34,11 @@ class ReplayBenchConfig(Settings, AgentSettings, SequenceSettings):
     """Arguments of the environment."""
     environments: int = Field(32, ge=1, le=MAX_GROUP_SIZE)
     """Environments of the group whose chunks are recorded."""
-    recorded_sequences: int = Field(16, ge=1)
+    recorded_sequences: Size = 16
     """Sequences that are recorded of each environment."""
     streams: int = Field(2, ge=1, le=64)
     """Streams, each of which sends all that was recorded in every window of inserts."""
-    windows: int = Field(5, ge=1)
+    windows: Count = 5
     """Windows of each measurement; their medians count."""
     window_seconds: float = Field(2.0, gt=0)
     """Seconds of each window of samples and of priorities."""

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import AliasChoices, Field, model_validator
 
 from shared.config import Settings
+from shared.kinds import Device
 from shared.wire.limits import MAX_GROUP_SIZE, MAX_MESSAGE_BYTES
 
 _BYTES_BESIDE_OBSERVATION = 7  # of one environment in a Step: reward and three flags
@@ -32,7 +33,7 @@ class TransportConfig(Settings):
     """Groups; two of them share a process that sends for them."""
     shared_memory: bool = True
     """Use shared memory and pipes, as actors on inference's host do; else everything goes over gRPC."""
-    device: str = "auto"
+    device: Device = "auto"
     """Where inference holds frames and policy: cpu, cuda, cuda:N, or auto: cuda where there is one."""
     seconds: float = Field(10.0, gt=0)
     """Seconds that are measured."""

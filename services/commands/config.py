@@ -7,6 +7,8 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import CliPositionalArg
 
 from shared.config import NatsSettings, RunSettings, Settings
+from shared.kinds import Count, Device, Seed
+from shared.wire.limits import MAX_GROUP_SIZE
 
 
 class EvalConfig(Settings):
@@ -19,13 +21,13 @@ class EvalConfig(Settings):
 
     run_dir: CliPositionalArg[Path]
     """Directory of a run."""
-    episodes: int = Field(30, ge=1)
+    episodes: Count = 30
     """Episodes to play; every environment plays its share, so short episodes are not favoured."""
-    environments: int = Field(16, ge=1)
+    environments: int = Field(16, ge=1, le=MAX_GROUP_SIZE)
     """Environments played at the same time, at most."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of the environments; default: a fresh one."""
-    device: str = "auto"
+    device: Device = "auto"
     """cpu, cuda, cuda:N; auto: cuda where there is one."""
     as_json: bool = Field(False, validation_alias=AliasChoices("json", "as-json"))
     """Print one line of JSON with every return."""

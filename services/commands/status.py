@@ -31,9 +31,9 @@ def status(config: StatusConfig) -> int:
     ]
     console = Console(markup=False, highlight=False)
     console.print(services_table(rows, title=f"run {run_id}"))
-    for service, _, says in found:
-        if service == "learner":
-            console.print(bottleneck(says, figures=True), soft_wrap=True)
+    learners = [says for service, _, says in found if service == "learner"]
+    words = bottleneck(learners[0], figures=True) if learners else f"no learner of run {run_id} answers"
+    console.print(words, soft_wrap=True)
     return 0
 
 

@@ -5,7 +5,7 @@ import contextlib
 import shlex
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from services.actor.environments import resolved
+from services.actor.environments import check_env
 from services.commands.config import EvalConfig
 from services.learner.accounts import CHECKPOINTS, COMPLETED
 from services.learner.replay_counts import replay_counts
@@ -25,8 +25,10 @@ from services.local.display import (
     actor_doing,
     actors_in_trouble,
     bottleneck,
+    connected_actors,
     doing,
     headline,
+    progress_line,
     services_table,
 )
 from services.local.nats import nats_of_run
@@ -57,15 +59,15 @@ def train(config: TrainConfig) -> int:
         from shared.networks.build import check_network_name  # torch, which nothing else here needs
 
         check_network_name(config.network)
-    if ":" not in config.env:  # else the module that registers it is the actors' to import
-        resolved(config.env)
+    check_env(config.env)
     console = Console(markup=False)  # paths and what environments say may look like markup
     with used_directory(config) as directory:
         discarded = discarded_before(config)
         with configured(config):
             console.print(f"training {config.env} in {directory}")
             summary = run_command(_train(config, console, discarded))
-        if config.agent == "r2d2" and summary["exit_reason"] in COMPLETED and config.eval_episodes:
+        is_complete = summary["exit_reason"] in COMPLETED and summary["updates"]
+        if config.agent == "r2d2" and is_complete and config.eval_episodes:
             summary = _evaluated(config, console, summary)
     _tell(console, directory, summary)
     return 0
@@ -95,7 +97,7 @@ def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
     returns, played = summary["mean_return_100"], summary.get("eval_return")
     console.print(
         f"{summary['exit_reason']}: {summary['steps']:,} steps in {summary['seconds']:,.0f} s "
-        f"({summary['steps_per_second']:,.0f} steps/s), "
+        f"({summary['steps_per_second']:,.0f} steps/s), {summary['updates']:,} updates, "
         f"mean_return_100 {'–' if returns is None else f'{returns:.2f}'}"
         f"{'' if played is None else f', eval_return {played:.2f}'}",
         soft_wrap=True,
@@ -112,7 +114,7 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    queue, board, replay = None, None, None
+    queue, run, replay, board = None, None, None, StatusBoard()
     try:
         async with (
             nats_of_run(config) as nats,
@@ -120,12 +122,12 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
                 nats, run_id=config.run_id, name="supervisor", patient=config.nats_url is None
             ) as bus,
         ):
-            run = LocalRun(config, nats)
+            run = LocalRun(config, nats, lambda: int(board.newest("learner").get("steps") or 0))
             with published_connection(config.directory, run.connection):
                 async with (
-                    watched_statuses(bus) as board,
+                    watched_statuses(bus, board),
                     watched_actors(lambda: run.actor_addresses) as actors,
-                    _shown(console, config, run, board, actors),
+                    _shown(console, run, board, actors),
                 ):
                     try:
                         finished = await run.until_done(stop)
@@ -135,7 +137,7 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
                         with contextlib.suppress(ConnectionFailed):
                             queue = await untrained_queue(bus, config.directory)
     except SeedrlError as error:
-        if board is not None:  # the services were started
+        if run is not None:  # the services were started
             reason = f"failed: {error}"
             write_summary(config, queue=queue, replay=replay, discarded_steps=discarded, exit_reason=reason)
         raise
@@ -145,20 +147,20 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
 
 @contextlib.asynccontextmanager
 async def _shown(
-    console: Console, config: TrainConfig, run: LocalRun, board: StatusBoard, actors: ActorWatch
+    console: Console, run: LocalRun, board: StatusBoard, actors: ActorWatch
 ) -> AsyncIterator[None]:
     """Shows a live table on a terminal, else a line now and then."""
-    settings = shlex.quote(str(config.directory / CONFIG_FILE))
-    join = f"seedrl actor {config.env} --preset {settings} --inference-url {run.inference_url}"
+    settings = shlex.quote(str(run.config.directory / CONFIG_FILE))
+    join = f"seedrl actor {run.config.env} --preset {settings} --inference-url {run.inference_url}"
     console.print(f"another actor: {join}", soft_wrap=True, highlight=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
-            async with _repeated(lambda: live.update(_table(config, run, board, actors)), TABLE_SECONDS):
+            async with _repeated(lambda: live.update(_table(run, board, actors)), TABLE_SECONDS):
                 yield
     else:
 
         def show() -> None:
-            console.print(_line(config, board, actors), soft_wrap=True)
+            console.print(_line(run, board, actors), soft_wrap=True)
 
         async with _repeated(show, PLAIN_LINE_SECONDS):
             yield
@@ -179,33 +181,46 @@ async def _repeated(show: Callable[[], None], seconds: float) -> AsyncIterator[N
         show()
 
 
-def _line(config: TrainConfig, board: StatusBoard, actors: ActorWatch) -> str:
-    learner, inference = board.newest("learner"), board.newest("inference")
-    trouble = actors_in_trouble(inference.get("actors") or {}, actors.accounts, time.monotonic())
-    if not learner.get("steps"):
-        replay = [("replay", board.newest("replay"))] if config.agent == "r2d2" else []
-        waiting = [
-            f"{name}: {doing(name, status)}"
-            for name, status in (("inference", inference), *replay, ("learner", learner))
-        ]
-        return "; ".join([*trouble, *waiting])
-    parts = [headline(learner, total_steps=config.total_steps), bottleneck(learner, figures=False), *trouble]
-    return "  ".join(part for part in parts if part)
+def _statuses(run: LocalRun, board: StatusBoard) -> dict[str, dict[str, Any]]:
+    """By service, what each but the actors said last; empty where it has said nothing since its start."""
+    newest = {name: board.newest(name) for name in run.services if not name.startswith("actor")}
+    return {
+        name: status if status.get("seen", 0.0) > run.services[name].died_at else {}
+        for name, status in newest.items()
+    }
 
 
-def _table(config: TrainConfig, run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Group:
-    connected, now = board.newest("inference").get("actors") or {}, time.monotonic()
+def _absences(run: LocalRun, statuses: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of each service that died and is not back, how often and how."""
+    present = {name for name, status in statuses.items() if status} | connected_actors(statuses).keys()
+    return {
+        name: service.deaths
+        for name, service in run.services.items()
+        if service.deaths and name not in present
+    }
+
+
+def _line(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> str:
+    statuses = _statuses(run, board)
+    trouble = [f"{name} {deaths}" for name, deaths in _absences(run, statuses).items()]
+    trouble += actors_in_trouble(connected_actors(statuses), actors.accounts, time.monotonic())
+    return progress_line(statuses, total_steps=run.config.total_steps, trouble=trouble)
+
+
+def _table(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Group:
+    statuses, now = _statuses(run, board), time.monotonic()
+    absences, connected = _absences(run, statuses), connected_actors(statuses)
+    does = {name: doing(name, status) for name, status in statuses.items()}
+    does |= {name: actor_doing(connected.get(name), actors.accounts[name], now) for name in actors.accounts}
     rows = [
         {
             "service": name,
             "state": service.state,
             "restarts": service.restarts,
-            "doing": actor_doing(connected.get(name), actors.accounts[name], now)
-            if name in actors.accounts
-            else doing(name, board.newest(name)),
+            "doing": "; ".join(part for part in (does.get(name, ""), absences.get(name)) if part),
         }
         for name, service in run.services.items()
     ]
-    learner = board.newest("learner")
-    title = headline(learner, total_steps=config.total_steps)
+    learner = statuses["learner"]
+    title = headline(learner, total_steps=run.config.total_steps)
     return Group(services_table(rows, title=title), Text(bottleneck(learner, figures=True)))

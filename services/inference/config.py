@@ -13,6 +13,7 @@ from shared.config import (
     ServiceSettings,
     Settings,
 )
+from shared.kinds import MAX_SLOTS, Seed
 
 
 class InferenceConfig(
@@ -32,17 +33,17 @@ class InferenceConfig(
     """PEM file with the gRPC server's certificate chain; with --tls-key, actors are served over TLS only."""
     tls_key: Path | None = None
     """PEM file with the key of --tls-cert."""
-    max_batch_size: int = Field(256, ge=1)
+    max_batch_size: int = Field(256, ge=1, le=MAX_SLOTS)
     """Rows (environments) after which a batch leaves; a larger group goes alone."""
     max_batch_delay: float = Field(0.002, ge=0)
     """Seconds after which a batch leaves even though streams that owe an observation are still awaited."""
-    max_environments: int = Field(4096, ge=1)
+    max_environments: int = Field(4096, ge=1, le=MAX_SLOTS)
     """Environments that may be connected at once, over all streams."""
     step_timeout: float = Field(60.0, gt=0)
     """Seconds an actor may take for a step before its stream is ended; its waiting does not count."""
     cuda_graphs: bool = False
     """On a CUDA device, launch the network's kernels as one CUDA graph for each number of rows."""
-    seed: int | None = Field(None, ge=0)
+    seed: Seed | None = None
     """Seed of the sampled actions; default: a fresh one."""
 
     @model_validator(mode="after")

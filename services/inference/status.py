@@ -73,9 +73,9 @@ class Report:
         """What must come before actions are given; empty when nothing must."""
         engine = self._agreement.engine
         waiting = [] if self._bus.is_connected else [self._nats]
-        if engine is None:
+        if not self._streams.live:
             waiting.append("actors")
-        elif not engine.weights_version:
+        if engine and not engine.weights_version:
             waiting.append("weights")
         training = [stream for stream in self._streams.live if not stream.group.greedy]
         if training and all(map(_is_held_back, training)):

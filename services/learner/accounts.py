@@ -67,7 +67,7 @@ class Accounts(MessageAccounts[Outcome]):
         snapshot says fewer steps than before; those that it lost stay counted. One that has nothing says
         nothing: it may be about to restore what it had.
         """
-        if not replay.inserted:
+        if not (replay.inserted or any(replay.refused.values())):
             return
         self.steps += max(0, replay.steps - self.replay_steps)
         self.replay_steps = replay.steps

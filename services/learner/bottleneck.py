@@ -24,7 +24,7 @@ def bottleneck(
         return "no inference service says anything"
     if any(inference.get("paused") for inference in inferences):
         return "paused: inference withholds all actions (seedrl control resume)"
-    awaited = {what for each in inferences for what in each.get("waiting", ()) if what != QUEUE_ROOM}
+    awaited = set.intersection(*(set(each.get("waiting", ())) for each in inferences)) - {QUEUE_ROOM}
     if awaited:
         return f"inference waits for {', '.join(sorted(awaited))}"
     named = [("learner", _shares(learner)), *(("inference", _shares(each)) for each in inferences)]

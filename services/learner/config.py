@@ -1,7 +1,7 @@
 """Configuration of the learner."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,9 @@ from shared.config import (
     ServiceSettings,
     Settings,
 )
+from shared.kinds import R2D2, VTRACE, Count, Seed, Size, Threads
+from shared.origins import Conflict
+from shared.presets import presets_with
 
 BATCHES_HELD = 2  # one in training, one prefetched
 
@@ -34,10 +37,11 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     """Directory for checkpoints, TensorBoard logs and accounts.json; default: runs/RUN_ID."""
     resume: bool = False
     """Go on from the newest checkpoint in --run-dir (or from nothing, when there is none)."""
-    seed: int | None = Field(None, ge=0)
-    """Seed of the network's initial weights; default: a different one each time."""
+    seed: Seed | None = None
+    """Seed of the network's initial weights and of how --minibatches are dealt out; default: a different one
+    each time."""
 
-    total_steps: int = Field(10_000_000, ge=1)
+    total_steps: Count = 10_000_000
     """Environment steps to train for (not emulator frames; steps whose action was ignored are none)."""
     max_seconds: float = Field(0.0, ge=0)
     """Ends training so many seconds after the first trajectory (restarts go on counting); 0: no limit."""
@@ -45,36 +49,36 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     reward_scale: float = Field(1.0, gt=0)
     """Rewards are multiplied by this for training, after clipping; returns of 1 to 10 are learned best
     (V-trace: R2D2 rescales values by itself)."""
-    trace_lambda: float = Field(1.0, ge=0, le=1)
+    trace_lambda: Annotated[float, VTRACE] = Field(1.0, ge=0, le=1)
     """λ of V-trace, the decay of its traces."""
-    max_rho: float = Field(1.0, gt=0)
+    max_rho: Annotated[float, VTRACE] = Field(1.0, gt=0)
     """Bound ρ̄ of the importance weights in the V-trace targets."""
-    max_pg_rho: float = Field(1.0, gt=0)
+    max_pg_rho: Annotated[float, VTRACE] = Field(1.0, gt=0)
     """Bound of the importance weights in the policy gradient."""
-    entropy_cost: float = Field(0.01, ge=0)
+    entropy_cost: Annotated[float, VTRACE] = Field(0.01, ge=0)
     """Weight of the entropy bonus."""
-    baseline_cost: float = Field(0.5, ge=0)
+    baseline_cost: Annotated[float, VTRACE] = Field(0.5, ge=0)
     """Weight of the baseline's loss, ½ (target − V)²."""
-    loss_reduction: Literal["sum", "mean"] = "sum"
+    loss_reduction: Annotated[Literal["sum", "mean"], VTRACE] = "sum"
     """Losses are summed over a batch's steps (IMPALA, Atari) or averaged (SEED). Learning rate, epsilon and
     gradient clip belong to one of the two."""
-    normalize_advantages: bool = False
+    normalize_advantages: Annotated[bool, VTRACE] = False
     """Advantages are brought to mean 0 and deviation 1 in every gradient step, so that the entropy bonus
     weighs the same whatever the rewards are."""
-    policy_clip: float = Field(0.0, ge=0)
+    policy_clip: Annotated[float, VTRACE] = Field(0.0, ge=0)
     """A step has no policy gradient once its action's probability is farther from the acting policy's than
     this, as a ratio, on the side its advantage pushes it to (PPO's clip); 0: never."""
-    sample_reuse: int = Field(1, ge=1)
+    sample_reuse: Count = 1
     """Passes over each batch; V-trace corrects for what the policy has moved since the batch was acted."""
-    minibatches: int = Field(1, ge=1)
+    minibatches: Size = 1
     """Gradient steps per pass: a batch's rows are dealt out anew to so many equal parts. An update is all
     passes."""
 
-    training_threads: int = Field(1, ge=1)
+    training_threads: Threads = 1
     """Threads that share the rows of a gradient step, on a CPU; for networks that cost more than the rest."""
-    target_update_period: int = Field(2500, ge=1)
+    target_update_period: Annotated[Count, R2D2] = 2500
     """Updates after which R2D2's target network becomes a copy of the online network."""
-    importance_exponent: float = Field(0.6, ge=0, le=1)
+    importance_exponent: Annotated[float, R2D2] = Field(0.6, ge=0, le=1)
     """β: how far importance weights make up for what prioritized sampling prefers; 1: fully (R2D2)."""
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
@@ -98,14 +102,14 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     max_gradient_norm: float = Field(40.0, ge=0)
     """Gradients are scaled down to at most this norm; 0: not clipped."""
 
-    max_policy_lag: int = Field(100, ge=1)
+    max_policy_lag: Annotated[Count, VTRACE] = 100
     """A chunk whose oldest weights are more updates behind than this is refused, not trained (V-trace)."""
 
     publish_seconds: float = Field(0.0, ge=0)
     """Least seconds between two publications of the weights; never do they take over a tenth of the time."""
     checkpoint_seconds: float = Field(60.0, gt=0)
     """Seconds between checkpoints; others are saved at the start, 10 s into a new run, and at the end."""
-    keep_checkpoints: int = Field(3, ge=1)
+    keep_checkpoints: Count = 3
     """Newest checkpoints that are kept."""
 
     @property
@@ -117,7 +121,19 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     def _nothing_of_vtrace_is_asked_of_r2d2(self) -> Self:
         for name in ("reward_scale", "sample_reuse", "minibatches"):
             if self.agent == "r2d2" and (value := getattr(self, name)) != 1:
-                raise ValueError(f"{name} is for V-trace: with agent r2d2 it must be 1, not {value:g}")
+                raise Conflict(
+                    f"{name} is for V-trace: with agent r2d2 it must be 1, not {value:g}",
+                    setting=name,
+                    advice=f"presets for r2d2 are {', '.join(presets_with('agent', 'r2d2'))}",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _a_sequence_holds_the_rewards_of_a_sum(self) -> Self:
+        if self.agent == "r2d2" and self.n_steps > self.sequence_length:
+            raise ValueError(
+                f"n_steps ({self.n_steps}) must not exceed sequence_length ({self.sequence_length})"
+            )
         return self
 
     @model_validator(mode="after")

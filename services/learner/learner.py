@@ -114,6 +114,7 @@ class Learner:
                 self._report.awaited = ["the run's spec, which the first actor's environment decides"]
                 spec = await wait_for_spec(self._bus)
                 check_settings(self._config, spec)
+                self._report.awaited = ["its network and checkpoint to be loaded"]
                 parts = self._parts(await self._restored(spec))
                 what = "the first trajectory" if self._link is None else "the first sequences from replay"
                 self._report.awaited = [what]
@@ -227,8 +228,10 @@ class Learner:
             report.awaited, report.starved_seconds = [], 0.0
             report.waiting_seconds += started - waiting_since
             update = partial(parts.session.train, prepared.batch, steps=report.accounts.steps)
+            report.training_since = started
             report.update = await in_thread(update, self._training)
             waiting_since = time.monotonic()
+            report.training_since = None
             report.training_seconds += waiting_since - started
             report.weights_version = parts.publisher.version
             await parts.feeder.count(prepared, updates=parts.session.trainer.updates)

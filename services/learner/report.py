@@ -1,5 +1,6 @@
 """What the learner says of itself: /status, /readyz, and the points of the learning curves."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,8 @@ class Report:
     weights_version: int = 0
     checkpoint: str | None = None  # the newest
     exit_reason: str | None = None
-    training_seconds: float = 0.0
+    training_seconds: float = 0.0  # of finished updates
+    training_since: float | None = None  # monotonic, of the update that is going on
     waiting_seconds: float = 0.0  # for batches
     counting_seconds: float = 0.0  # until what was trained may be counted and published
     board: StatusBoard = field(default_factory=StatusBoard)  # what the other services say
@@ -60,7 +62,11 @@ class Report:
     rates: Rates = field(default_factory=Rates)
 
     def __post_init__(self) -> None:
-        self.activity = Activity("learner", lambda: self.training_seconds, lambda: self.counting_seconds)
+        self.activity = Activity("learner", self._working_seconds, lambda: self.counting_seconds)
+
+    def _working_seconds(self) -> float:
+        since = self.training_since
+        return self.training_seconds + (time.monotonic() - since if since is not None else 0.0)
 
     def sample(self, now: float) -> None:
         """Takes the totals of `now` (monotonic) for the speeds."""

@@ -3,13 +3,14 @@
 import os
 import re
 import secrets
+import ssl
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic_settings import CliSuppress
 
 from services.actor.config import ActorConfig
@@ -17,17 +18,19 @@ from services.inference.config import InferenceConfig
 from services.learner.config import LearnerConfig
 from services.local.reading import reading
 from services.replay.config import ReplayConfig
-from shared.config import Settings, load
+from shared.config import Settings, given, load
 from shared.errors import RunError
+from shared.kinds import R2D2, Seed
+from shared.secrets import without_credentials
 
 CONFIG_FILE = "config.yaml"
-NATS_ACCESS = ("nats_token", "nats_ca", "nats_cert", "nats_key")
+NATS_ACCESS = ("nats_url", "nats_token", "nats_ca", "nats_cert", "nats_key")
 INFERENCE_ACCESS = {
     "inference": ("inference_token", "tls_cert", "tls_key"),
     "actor": ("inference_token", "tls_ca"),
 }
-"""How services reach one another: nothing of a run's, so not in its configuration."""
-_ACCESS = {*NATS_ACCESS, *INFERENCE_ACCESS["inference"], *INFERENCE_ACCESS["actor"]}
+"""How services reach one another: nothing of a run's, so not in its configuration, but for NATS's address."""
+_ACCESS = {*NATS_ACCESS[1:], *INFERENCE_ACCESS["inference"], *INFERENCE_ACCESS["actor"]}
 _OWN_OF_ONE_PROCESS = {"actor_id", "http_host", "http_port", "inference_url", "resume", "role", "run_dir"}
 
 
@@ -48,16 +51,19 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
                seedrl train CartPole-v1 --run-dir runs/x --resume
     """
 
-    actors: int = Field(1, ge=1)
+    actors: int = Field(1, ge=1, le=1024)
     """Actor processes."""
     run_dir: Path | None = None
     """Directory of the run; default: a new one below runs/."""
     resume: bool = False
     """Go on with the run in --run-dir: its configuration (options given here win), checkpoint, queue and
     replay."""
-    eval_episodes: int = Field(30, ge=0)
+    eval_episodes: Annotated[int, R2D2] = Field(30, ge=0, lt=2**63)
     """Episodes played with the trained policy at the end of an R2D2 run, for eval_return in summary.json; 0:
     none. (Those of training have actors that explore.)"""
+    seed: Seed | None = None
+    """Seed of all that is random: environments, initial weights, actions, what replay draws; default: a
+    different one each time."""
     nats_url: str | None = None  # type: ignore[assignment]
     """URL of a NATS server to use; default: an embedded one, reachable from this machine only."""
     port: int = Field(0, ge=0, le=65535)
@@ -77,40 +83,96 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
         """Every run has a directory, and is called after it unless it was given a name."""
         if values.get("resume") and not values.get("run_dir"):
             raise ValueError("--resume wants --run-dir")
-        run_dir = Path(values.get("run_dir") or _new_run_dir(str(values.get("env", "run"))))
-        name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.name).strip("-")[:48] or "run"
-        return {"run_id": f"{name}-{secrets.token_hex(3)}", **values, "run_dir": run_dir}
+        run_dir = values.get("run_dir") or _new_run_dir(str(values.get("env", "run")))
+        if not isinstance(run_dir, str | Path):
+            return values
+        run_dir = Path(run_dir)
+        return {"run_id": _new_run_id(run_dir), **values, "run_dir": run_dir}
+
+    @field_validator("tls_ca")
+    @classmethod
+    def _certificates_can_be_used(cls, value: Path | None) -> Path | None:
+        """What actors would say, but before anything is started."""
+        if value is None:
+            return None
+        try:
+            ssl.create_default_context(cafile=value)
+        except ssl.SSLError as error:
+            raise ValueError(f"{value} holds no PEM certificates") from error
+        except OSError as error:
+            raise ValueError(f"cannot read {value}: {error.strerror}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _certificate_can_be_used(self) -> Self:
+        """What inference would say, but before anything is started."""
+        if self.tls_cert is not None and self.tls_key is not None:
+            from services.inference.tls import Certificate  # takes long to import
+
+            Certificate(self.tls_cert, self.tls_key)
+        return self
+
+    @model_validator(mode="after")
+    def _inference_has_room_for_all(self) -> Self:
+        environments = self.actors * self.groups * self.group_size
+        if environments > self.max_environments:
+            raise ValueError(
+                f"max_environments ({self.max_environments}) must be at least actors × groups × group_size "
+                f"({self.actors} × {self.groups} × {self.group_size} = {environments})"
+            )
+        return self
 
     @classmethod
     def loaded(cls, arguments: Sequence[str], *, prog: str, known: Iterable[type[Settings]]) -> Self:
         """As `load`; some runs have a preset when none is named, a resumed run its own configuration."""
-        config = load(cls, arguments, prog=prog, known=known)
-        if config.resume:
-            return cls._resumed(config, arguments, prog=prog, known=known)
-        if config.preset is None and (preset := _default_preset(config)) is not None:
-            return load(cls, arguments, prog=prog, known=known, preset_name=preset)
+        said = given(cls, arguments, prog=prog, known=known)
+        if _is_true(said.get("resume")) and (run_dir := said.get("run_dir")):
+            return cls._resumed(Path(run_dir), said, arguments, prog=prog, known=known)
+        config = load(cls, arguments, prog=prog, known=known, preset_name=cls._default_preset(said))
+        if "run_id" not in said and Path(config.preset or "").name == CONFIG_FILE:  # of another run
+            return config.model_copy(update={"run_id": _new_run_id(config.directory)})
         return config
 
     @classmethod
     def _resumed(
-        cls, config: Self, arguments: Sequence[str], *, prog: str, known: Iterable[type[Settings]]
+        cls,
+        run_dir: Path,
+        said: Mapping[str, Any],
+        arguments: Sequence[str],
+        *,
+        prog: str,
+        known: Iterable[type[Settings]],
     ) -> Self:
-        if config.preset is not None:
+        if "preset" in said:
             raise RunError("--resume wants no --preset: the run has its own configuration")
-        saved = config.directory / CONFIG_FILE
+        saved = run_dir / CONFIG_FILE
         if not saved.is_file():
-            raise RunError(f"cannot resume {config.directory}: it holds no run ({CONFIG_FILE} is missing)")
+            raise RunError(f"cannot resume {run_dir}: it holds no run ({CONFIG_FILE} is missing)")
         resumed = load(cls, arguments, prog=prog, known=known, preset_name=str(saved))
-        was = saved_env(config.directory)
+        was = saved_env(run_dir)
         if resumed.env != was:
-            raise RunError(f"cannot resume {config.directory} with {resumed.env}: its environment is {was}")
+            raise RunError(f"cannot resume {run_dir} with {resumed.env}: its environment is {was}")
         return resumed
+
+    @classmethod
+    def _default_preset(cls, said: Mapping[str, Any]) -> str | None:
+        """That of a run of which no more was said than this."""
+        env, agent = (said.get(name, cls.model_fields[name].default) for name in ("env", "agent"))
+        is_atari = str(env).startswith("ALE/")
+        if agent == "r2d2":
+            return "atari_r2d2_small" if is_atari else "cartpole_r2d2"
+        return "atari_vtrace" if is_atari else None
 
     @property
     def directory(self) -> Path:
         """The run directory."""
         assert self.run_dir is not None
         return self.run_dir
+
+
+def _new_run_id(run_dir: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", run_dir.name).strip("-")[:48] or "run"
+    return f"{name}-{secrets.token_hex(3)}"
 
 
 def saved_env(run_dir: Path) -> str:
@@ -125,6 +187,8 @@ def write_config(config: TrainConfig, path: Path) -> None:
     values = config.model_dump(
         mode="json", exclude=_OWN_OF_ONE_PROCESS | {"preset"} | _ACCESS, exclude_none=True
     )
+    if config.nats_url is not None:
+        values["nats_url"] = without_credentials(config.nats_url)
     replace_file(path, yaml.safe_dump(values, sort_keys=True).encode())
 
 
@@ -139,11 +203,11 @@ def replace_file(path: Path, content: bytes) -> None:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _default_preset(config: TrainConfig) -> str | None:
-    is_atari = config.env.startswith("ALE/")
-    if config.agent == "r2d2":
-        return "atari_r2d2_small" if is_atari else "cartpole_r2d2"
-    return "atari_vtrace" if is_atari else None
+def _is_true(said: object) -> bool:
+    try:
+        return TypeAdapter(bool).validate_python(said)
+    except ValidationError:
+        return False
 
 
 def _new_run_dir(env: str) -> Path:

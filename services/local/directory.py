@@ -8,6 +8,7 @@ from pathlib import Path
 
 from services.learner.accounts import Accounts, has_begun, load_accounts
 from services.local.config import CONFIG_FILE, TrainConfig, replace_file, write_config
+from services.local.summary import SUMMARY_FILE
 from shared.errors import RunError
 
 _LOCK_FILE = "lock"
@@ -44,16 +45,19 @@ def used_directory(config: TrainConfig) -> Iterator[Path]:
 def configured(config: TrainConfig) -> Iterator[None]:
     """The run directory says `config`; what it said before comes back where a resumed run trains nothing.
 
-    It may have been refused for settings that are not the run's, which would keep it from ever going on.
+    It may have been refused for settings that are not the run's, which would keep it from ever going on; and
+    the summary of such an end is not that of the run.
     """
     path = config.directory / CONFIG_FILE
-    before, steps = path.read_bytes() if config.resume else None, _steps(config.directory)
+    said = [path, config.directory / SUMMARY_FILE] if config.resume else []
+    before, steps = {each: each.read_bytes() for each in said if each.exists()}, _steps(config.directory)
     write_config(config, path)
     try:
         yield
     finally:
-        if before is not None and _steps(config.directory) == steps:
-            replace_file(path, before)
+        if _steps(config.directory) == steps:
+            for each, content in before.items():
+                replace_file(each, content)
 
 
 def is_used(directory: Path) -> bool:

@@ -39,6 +39,24 @@ def bottleneck(learner: Status, *, figures: bool) -> str:
     return f"bottleneck: {words if figures else words.partition(': ')[0]}" if words else ""
 
 
+def progress_line(statuses: Mapping[str, Status], *, total_steps: int, trouble: Sequence[str]) -> str:
+    """One line of how the run comes on, and of what it waits for before it trains.
+
+    statuses: by service, those of inference, replay where there is one, and learner, in this order; empty
+        where a service has said nothing since its start.
+    trouble: what else there is to say.
+    """
+    learner = statuses["learner"]
+    parts = []
+    if learner.get("steps"):
+        figures = headline(learner, total_steps=total_steps), bottleneck(learner, figures=False)
+        parts.append("  ".join(part for part in figures if part))
+    parts += trouble
+    if not learner.get("updates"):
+        parts += [f"{name}: {doing(name, status)}" for name, status in statuses.items()]
+    return "; ".join(parts)
+
+
 def services_table(rows: Sequence[Mapping[str, object]], *, title: str) -> Table:
     """A row per service; the columns are those of the first."""
     table = Table(title=Text(title), title_justify="left", expand=False, pad_edge=False)
@@ -47,6 +65,11 @@ def services_table(rows: Sequence[Mapping[str, object]], *, title: str) -> Table
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row.values()))  # which may hold an environment's words
     return table
+
+
+def connected_actors(statuses: Mapping[str, Status]) -> Mapping[str, Status]:
+    """By name, what inference sees of the actors that are connected to it."""
+    return statuses["inference"].get("actors") or {}
 
 
 def actor_doing(seen: Status | None, account: ActorAccount, now: float) -> str:
@@ -93,7 +116,7 @@ def doing(service: str, status: Status) -> str:
         limiter = status.get("limiter")
         held_back = f"; {limiter}" if limiter not in (None, "free") else ""
         items, steps = status.get("items") or 0, status.get("steps") or 0
-        return f"{items:,} sequences, {steps:,} steps inserted{held_back}"
+        return f"{items:,} sequences, {steps:,} steps received{held_back}"
     if service == "learner":
         figure = "entropy" if "entropy" in status else "td_error"
         return (

@@ -23,7 +23,11 @@ ACTOR_NICENESS = 5
 class LocalRun:
     """The services of a run below one supervisor."""
 
-    def __init__(self, config: TrainConfig, nats: NatsSettings) -> None:
+    def __init__(
+        self, config: TrainConfig, nats: NatsSettings, steps: Callable[[], int | None] = lambda: None
+    ) -> None:
+        """`steps`: how far the run has come, where that is known."""
+        self._steps = steps
         self.config = config
         self.nats = nats
         self._port = free_port(config.host, config.port)
@@ -101,7 +105,8 @@ class LocalRun:
                 environment=self._access(name.partition("-")[0]),
                 log=logs / f"{name}.log",
                 niceness=ACTOR_NICENESS if is_actor else 0,
-            )
+            ),
+            self._steps,
         )
 
     def _access(self, service: str) -> dict[str, str]:
@@ -120,18 +125,15 @@ class LocalRun:
         return ["--preset", preset, "--http-host", self.config.http_host, "--log-format", "json"]
 
     def _inference_command(self) -> list[str]:
-        where = ["--host", self.config.host, "--port", str(self._port)]
-        return seedrl("inference", *self._common(), *where, "--nats-url", self.nats.nats_url)
+        return seedrl("inference", *self._common(), "--host", self.config.host, "--port", str(self._port))
 
     def _replay_command(self) -> list[str]:
-        directory = ["--run-dir", str(self.config.directory)]
-        return seedrl("replay", *self._common(), *directory, "--nats-url", self.nats.nats_url)
+        return seedrl("replay", *self._common(), "--run-dir", str(self.config.directory))
 
     def _learner_command(self) -> list[str]:
         directory = self.config.directory
         resume = ["--resume"] if has_begun(directory) else []
-        run_dir = ["--run-dir", str(directory), *resume]
-        return seedrl("learner", *self._common(), *run_dir, "--nats-url", self.nats.nats_url)
+        return seedrl("learner", *self._common(), "--run-dir", str(directory), *resume)
 
     def _actor_command(self, name: str) -> list[str]:
         # Another port at each start: what an environment forked may hold the last one after the actor's end.

@@ -1,5 +1,6 @@
 """summary.json: what a finished run did, from the learner's accounts and the queue's own numbers."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ SUMMARY_FILE = "summary.json"
 _ATARI_FRAME_SKIP = 4
 
 
-def frame_skip(config: TrainConfig) -> int:
+def frame_skip(env: str, env_kwargs: Mapping[str, Any]) -> int:
     """Emulator frames per environment step, as far as it can be told from the environment's id."""
-    default = _ATARI_FRAME_SKIP if config.env.startswith("ALE/") else 1
-    skip = config.env_kwargs.get("frameskip", default)
+    default = _ATARI_FRAME_SKIP if env.startswith("ALE/") else 1
+    skip = env_kwargs.get("frameskip", default)
     return skip if isinstance(skip, int) else default
 
 
@@ -48,12 +49,14 @@ def write_summary(
     accounts = load_accounts(config.directory)
     if replay is not None:
         accounts.mirror(replay)
+    if queue is not None:  # NATS may have lost its store meanwhile
+        accounts.recognize_queue(queue)
     known = summary(accounts, queue or QueueState(0, 0))
     if queue is None:
         known["chunks"] |= {"published": None, "queued": None}
     content = {
         **known,
-        "frames": accounts.steps * frame_skip(config),
+        "frames": accounts.steps * frame_skip(config.env, config.env_kwargs),
         "seconds": round(accounts.seconds, 3),
         "steps_per_second": round(accounts.steps / accounts.seconds, 1) if accounts.seconds else 0.0,
         "discarded_steps": discarded_steps,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -32,12 +33,20 @@ class RestartPolicy:
 
     max_crashes: int = MAX_CRASHES
     window_seconds: float = CRASH_WINDOW_SECONDS
-    crashes: list[float] = field(default_factory=list)
+    crashes: list[float] = field(default_factory=list)  # within the window
+    fruitless: int = 0  # crashes since the run came on
+    steps: int | None = None  # how far it was then
 
-    def delay_after_crash(self, now: float) -> float | None:
-        """Seconds to wait before the next start, or None when it has died too often within the window."""
+    def delay_after_crash(self, now: float, steps: int | None = None) -> float | None:
+        """Seconds to wait before the next start; `steps` is how far the run has come, where that is known.
+
+        None when it has died too often, within the window or since the run came on: where each start takes
+        long, no window is long enough.
+        """
         self.crashes = [at for at in self.crashes if now - at < self.window_seconds] + [now]
-        if len(self.crashes) > self.max_crashes:
+        self.fruitless = self.fruitless + 1 if steps is not None and steps == self.steps else 1
+        self.steps = steps
+        if max(len(self.crashes), self.fruitless) > self.max_crashes:
             return None
         return 0.2 * float(2 ** (len(self.crashes) - 1))
 
@@ -45,10 +54,14 @@ class RestartPolicy:
 class SupervisedService:
     """A child process that is started again when it dies."""
 
-    def __init__(self, process: ChildProcess) -> None:
+    def __init__(self, process: ChildProcess, steps: Callable[[], int | None] = lambda: None) -> None:
+        """`steps`: how far the run has come, where that is known."""
         self.process = process
         self.restarts = 0
         self.state = "starting"
+        self.died_at = float("-inf")  # at last; monotonic
+        self.deaths = ""  # how often and how, in words
+        self._steps = steps
         self._policy = RestartPolicy()
         self._starting = asyncio.Lock()
         self._ending = asyncio.Event()
@@ -70,12 +83,14 @@ class SupervisedService:
         words = self.process.last_words() or f"see {self.process.log}"
         if status in FINAL_STATUSES:
             raise ServiceFailed(f"{name}: {words}", status)
-        delay = self._policy.delay_after_crash(time.monotonic())
+        delay = self._policy.delay_after_crash(time.monotonic(), self._steps())
         how = f"signal {-status}" if status < 0 else f"status {status}"
         if delay is None:
-            raise ServiceFailed(f"{name} died {MAX_CRASHES + 1} times within a minute ({how}): {words}", 1)
-        self.state = "restarting"
+            raise ServiceFailed(f"{name} died again and again ({MAX_CRASHES + 1} times, {how}): {words}", 1)
+        self.state, self.died_at = "restarting", time.monotonic()
         self.restarts += 1
+        often = "once" if self.restarts == 1 else f"{self.restarts} times, at last"
+        self.deaths = f"died {often} with {how}: {words}"
         log.warning("service died; starting it again", service=name, ended_by=how, last_words=words)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ending.wait(), delay)

@@ -22,14 +22,24 @@ class ActorAccount:
         """`now`: monotonic seconds, as everywhere here."""
         self._doing = _STARTING  # before its groups are connected; then empty
         self._since = now
-        self.replaced = 0  # environments that crashed
         self.last_crash = ""
+        self._replaced = 0  # by its process
+        self._replaced_before = 0  # by those before it
 
     def answered(self, status: Mapping[str, Any], now: float) -> None:
         """Takes its /status."""
         waiting = ", ".join(status["waiting_for"])
         self._does(_MAKING if status["making_environments"] else waiting and f"waiting for {waiting}", now)
-        self.replaced, self.last_crash = status["replaced_environments"], status["last_crash"]
+        replaced = status["replaced_environments"]
+        if replaced < self._replaced:  # another process, which counts from 0
+            self._replaced_before += self._replaced
+        self._replaced = replaced
+        self.last_crash = status["last_crash"] or self.last_crash
+
+    @property
+    def replaced(self) -> int:
+        """Environments that crashed, also those of its earlier processes."""
+        return self._replaced_before + self._replaced
 
     def was_silent(self, now: float) -> None:
         """It listens and does not answer: some environments are made without a break."""

@@ -1,12 +1,13 @@
 """Configuration of the replay service."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from services.replay.limiter import smallest_error_buffer
 from shared.config import AgentSettings, NatsSettings, SequenceSettings, ServiceSettings, Settings
+from shared.kinds import R2D2, Count, Seed
 
 
 class ReplayConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, SequenceSettings):
@@ -24,24 +25,24 @@ class ReplayConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Seque
 
     run_dir: Path | None = None
     """Directory of the run, for snapshots and accounts (in replay/); default: runs/RUN_ID."""
-    seed: int | None = Field(None, ge=0)
-    """Seed of what is random; default: a different one each time."""
-    replay_capacity: int = Field(100_000, ge=1, lt=2**32)
+    seed: Seed | None = None
+    """Seed of the sequences that are drawn; default: a different one each time."""
+    replay_capacity: Annotated[int, R2D2] = Field(100_000, ge=1, lt=2**32)
     """Sequences that replay holds; the oldest make room."""
-    replay_max_bytes: int = Field(0, ge=0)
+    replay_max_bytes: Annotated[int, R2D2] = Field(0, ge=0, lt=2**63)
     """Bytes of trajectories that replay holds at most; the oldest make room; 0: no limit."""
-    min_replay_size: int = Field(5000, ge=1)
+    min_replay_size: Annotated[Count, R2D2] = 5000
     """Sequences that replay holds before it gives the first."""
-    replay_ratio: float = Field(0.75, gt=0)
+    replay_ratio: Annotated[float, R2D2] = Field(0.75, gt=0)
     """Sequences sampled per sequence inserted."""
-    priority_exponent: float = Field(0.9, ge=0, le=1)
+    priority_exponent: Annotated[float, R2D2] = Field(0.9, ge=0, le=1)
     """α: a sequence is sampled in proportion to its priority to this power; 0: all alike."""
-    rate_limiter_error_buffer: float = Field(0.0, ge=0)
+    rate_limiter_error_buffer: Annotated[float, R2D2] = Field(0.0, ge=0)
     """By how many sequences what was sampled may be ahead of or behind --replay-ratio times what was
     inserted: at least twice --batch-size and twice --replay-ratio times a message's rows; 0: just that."""
-    snapshot_seconds: float = Field(600.0, gt=0)
+    snapshot_seconds: Annotated[float, R2D2] = Field(600.0, gt=0)
     """Seconds between snapshots; what is inserted after the newest one is lost in a crash, and counted."""
-    keep_snapshots: int = Field(2, ge=1)
+    keep_snapshots: Annotated[Count, R2D2] = 2
     """Newest snapshots that are kept; should one be damaged, the one before it is restored."""
 
     @property

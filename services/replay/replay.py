@@ -1,6 +1,7 @@
 """One replay from start to end: what it waits for, what it restores, what runs side by side, how it ends."""
 
 import asyncio
+import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -31,6 +32,7 @@ from shared.specs import RunSpec
 from shared.telemetry import get_logger
 from shared.wire.replay import SampleAnswer
 
+SHORT_SECONDS = 20.0  # for which room for too few sequences is borne with
 _LOOK_SECONDS = 1.0
 _SHARE_OF_GRACE = 0.25  # for the last acknowledgements; the rest is for the last snapshot
 
@@ -168,17 +170,22 @@ class Replay:
         log.warning("request refused", words=words)
 
     async def _look(self, parts: _Parts) -> None:
-        """Each second: what the queue says, and whether sampling can ever begin."""
-        warned = False
+        """Each second: what the queue says, and whether sampling can ever begin.
+
+        Raises ConfigurationError when it could not for a while: what comes may differ in size.
+        """
+        short_since: float | None = None
         while True:
             self._report.activity.sample()
             with suppress(ConnectionFailed):
                 self._report.queue = await queue_state(self._bus)
-            shelf = parts.gate.shelf
-            starves = shelf.is_full_of_bytes and shelf.table.size < shelf.limiter.min_size
-            if starves and not warned:
-                log.error("sampling cannot begin", words=shelf.words())
-            warned = starves
+            if not (words := parts.gate.shelf.shortage()):
+                short_since = None
+            elif short_since is None:
+                short_since = time.monotonic()
+                log.error("sampling cannot begin", words=words)
+            elif time.monotonic() - short_since >= SHORT_SECONDS:
+                raise ConfigurationError(f"sampling cannot begin: {words}")
             await asyncio.sleep(_LOOK_SECONDS)
 
 

@@ -36,6 +36,7 @@ class Shelf:
             ValueError: `state` is not whole, or of sequences of another length.
         """
         self._config = config
+        self._is_full_of_bytes = False
         self.largest_rows = state.largest_rows if state is not None else 1
         limits: dict[str, Any] = {
             "samples_per_insert": config.replay_ratio,
@@ -74,6 +75,8 @@ class Shelf:
 
     def insert(self, rows: Rows, *, now: float) -> Inserted:
         """Inserts a message. Raises ValueError as `Table.insert`; nothing is changed then."""
+        limit, size = self._config.replay_max_bytes, sum(map(len, rows.records))
+        self._is_full_of_bytes |= 0 < limit < self.table.total_bytes + size
         inserted = self.table.insert(
             rows.header.stream_id,
             rows.header.first_row,
@@ -115,21 +118,18 @@ class Shelf:
 
     def words(self) -> str:
         """What waits and for what, else "free"."""
-        if self.is_full_of_bytes and self.table.size < self.limiter.min_size:
-            return (
-                f"samples wait for --min-replay-size {self.limiter.min_size:,}, but --replay-max-bytes "
-                f"{self._config.replay_max_bytes:,} holds no more than {self.table.size:,} sequences"
-            )
-        return self.limiter.words(
+        return self.shortage() or self.limiter.words(
             size=self.table.size, rows=self.largest_rows, batch_size=self._config.batch_size
         )
 
-    @property
-    def is_full_of_bytes(self) -> bool:
-        """Whether another message of the size of the newest sequences would push the oldest out."""
-        limit, size = self._config.replay_max_bytes, self.table.size
-        mean = self.table.total_bytes / size if size else 0.0
-        return 0 < limit < self.table.total_bytes + self.largest_rows * mean
+    def shortage(self) -> str:
+        """Why sampling can never begin, where a message has found no room before it did; else empty."""
+        if not self._is_full_of_bytes or self.table.size >= self.limiter.min_size:
+            return ""
+        return (
+            f"samples wait for --min-replay-size {self.limiter.min_size:,}, but --replay-max-bytes "
+            f"{self._config.replay_max_bytes:,} holds no more than {self.table.size:,} sequences"
+        )
 
     def state(self) -> ShelfState:
         """All there is; copies indexes, no rows."""

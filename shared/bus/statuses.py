@@ -41,9 +41,9 @@ class StatusBoard:
 
 
 @contextlib.asynccontextmanager
-async def watched_statuses(bus: Bus) -> AsyncIterator[StatusBoard]:
-    """A board that follows the run's status messages."""
-    board = StatusBoard()
+async def watched_statuses(bus: Bus, board: StatusBoard | None = None) -> AsyncIterator[StatusBoard]:
+    """A board, or this one, that follows the run's status messages."""
+    board = board or StatusBoard()
 
     async def note(message: Any) -> None:
         service, service_id = message.subject.rsplit(".", 2)[1:]

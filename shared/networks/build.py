@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from shared.errors import ConfigurationError
-from shared.networks.contract import check_tensors, random_input
+from shared.networks.contract import check_state, check_tensors, random_input
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
-from shared.networks.interface import OUTPUTS, Network
+from shared.networks.interface import OUTPUTS, Network, State
 from shared.networks.mlp import MlpNetwork
 from shared.networks.nature import NatureNetwork
 from shared.networks.pictures import resolved_network
@@ -35,8 +35,8 @@ def build_network(spec: RunSpec) -> Network:
     """The network of `spec` with fresh weights from torch's global generator, in float32 on the CPU.
 
     Raises ConfigurationError for an unknown name, module or class, for a class that is no network, for a
-    network that cannot take the environment's observations, and for one whose outputs have another shape or
-    dtype than the interface says, or are not finite.
+    network that cannot take the environment's observations, and for one whose initial state or outputs have
+    another shape or dtype than the interface says, or whose outputs are not finite.
     """
     name = resolved_network(spec.network.name, spec.environment)
     network_class = _NETWORKS.get(name) or _imported(name)
@@ -68,7 +68,10 @@ def _check_output(name: str, network: nn.Module, spec: RunSpec) -> None:
     modes = [(module, module.training) for module in network.modules()]
     try:
         with torch.no_grad():
-            output, _ = network.eval()(inputs, cast(Network, network).initial_state(3))
+            network.eval()
+            output, _ = network(inputs, _checked_state(name, cast(Network, network), batch=3))
+    except ConfigurationError:
+        raise
     except Exception as error:
         raise ConfigurationError(f"network {name} could not be run: {_words(error)}") from error
     finally:
@@ -85,6 +88,15 @@ def _check_output(name: str, network: nn.Module, spec: RunSpec) -> None:
         check_tensors(tensors, inputs, spec.environment.num_actions)
     except AssertionError as error:
         raise ConfigurationError(f"network {name}: {error}, for 2 steps of 3 rows") from error
+
+
+def _checked_state(name: str, network: Network, *, batch: int) -> State:
+    state = network.initial_state(batch)
+    try:
+        check_state(state, batch)
+    except AssertionError as error:
+        raise ConfigurationError(f"network {name}: {error}") from error
+    return state
 
 
 def check_network_name(name: str) -> None:

@@ -81,6 +81,20 @@ def check_tensors(output: Output, inputs: NetworkInput, num_actions: int, *, whe
         _check_tensor(f"{where}{name}", value, lead if name == "baseline" else (*lead, num_actions))
 
 
+def check_state(state: State, batch: int) -> None:
+    """Raises AssertionError, in words, where what initial_state(batch) returned is no state."""
+    if not isinstance(state, tuple):
+        raise AssertionError(f"initial_state must return a tuple of tensors, not {type(state).__name__}")
+    for index, leaf in enumerate(state):
+        if not isinstance(leaf, Tensor):
+            raise AssertionError(f"state leaf {index} is no tensor but {type(leaf).__name__}")
+        if leaf.dtype != torch.float32:
+            raise AssertionError(f"state leaf {index} must be float32, not {leaf.dtype}")
+        if leaf.shape[:1] != (batch,):
+            words = f"must be [B, …] with B = {batch}, not {list(leaf.shape)}"
+            raise AssertionError(f"state leaf {index} {words}")
+
+
 def _random_leaf(leaf: LeafSpec, lead: tuple[int, ...], generator: torch.Generator) -> Tensor:
     shape = (*lead, *leaf.shape)
     if leaf.n:
@@ -95,15 +109,8 @@ def _random_leaf(leaf: LeafSpec, lead: tuple[int, ...], generator: torch.Generat
 
 def _check_initial_state(network: nn.Module, device: torch.device) -> None:
     state = _initial_state(network, _BATCH)
-    assert isinstance(state, tuple), (
-        f"initial_state must return a tuple of tensors, not {type(state).__name__}"
-    )
+    check_state(state, _BATCH)
     for index, leaf in enumerate(state):
-        assert isinstance(leaf, Tensor), f"state leaf {index} is no tensor but {type(leaf).__name__}"
-        assert leaf.dtype == torch.float32, f"state leaf {index} must be float32, not {leaf.dtype}"
-        assert leaf.shape[:1] == (_BATCH,), (
-            f"state leaf {index} must be [B, …] with B = {_BATCH}, not {list(leaf.shape)}"
-        )
         assert leaf.device == device, f"state leaf {index} must be on {device}, not on {leaf.device}"
         assert not leaf.any(), f"state leaf {index} must be zeros before an episode's first step"
 

@@ -2,11 +2,13 @@
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.curve import HEIGHT, MARGIN, WIDTH, curve, svg
+from benchmarks.curve import HEIGHT, MARGIN, WIDTH, curve, main, svg
 from services.learner.curves import Curves
+from services.local.config import CONFIG_FILE, TrainConfig, write_config
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -28,6 +30,31 @@ def test_a_runs_curve_is_read_and_drawn_to_scale(tmp_path: Path) -> None:
     assert drawn[0] == (MARGIN + (WIDTH - 2 * MARGIN) / 4, HEIGHT - MARGIN)
     assert drawn[1][1] == HEIGHT / 2
     assert drawn[2] == (WIDTH - MARGIN, MARGIN)
+
+
+ATARI_BY_TWO = {"env": "ALE/Pong-v5", "env_kwargs": {"frameskip": 2}}
+
+
+@pytest.mark.parametrize(
+    ("configs", "words"),
+    [
+        ([{"env": "CartPole-v1"}], "environment steps"),
+        ([{"env": "ALE/Pong-v5"}], "environment steps (4 frames each)"),
+        ([ATARI_BY_TWO, ATARI_BY_TWO], "environment steps (2 frames each)"),
+        ([ATARI_BY_TWO, {"env": "ALE/Pong-v5"}], "environment steps"),
+        ([{}], "environment steps"),  # it has no configuration
+    ],
+)
+def test_the_axis_says_how_many_frames_a_step_has(
+    configs: list[dict[str, Any]], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [run_with(tmp_path / str(index), [(100, 1.0)]) for index in range(len(configs))]
+    for run, values in zip(runs, configs, strict=True):
+        if values:
+            write_config(TrainConfig.model_validate({"run_dir": run, **values}), run / CONFIG_FILE)
+    main([str(run) for run in runs])
+    texts = [text.text for text in ElementTree.fromstring(capsys.readouterr().out).findall(f"{SVG}text")]
+    assert [text for text in texts if text and "steps" in text] == [words]
 
 
 def test_a_run_without_episodes_is_named(tmp_path: Path) -> None:

@@ -183,6 +183,20 @@ def test_an_actor_says_that_inference_speaks_no_tls(
         actor.until(lambda: "it speaks no TLS, which --tls-ca asks for" in actor.get("status"), "its words")
 
 
+def test_a_token_in_the_address_of_nats_serves_a_local_run_and_is_in_no_file_that_stays(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    url = nats.url.replace("//", f"//{nats.token}@")
+    words = ("CartPole-v1", "--preset", "cartpole", "--total-steps", "1e3", "--run-dir", "run")
+    result = seedrl("train", *words, cwd=tmp_path, settings={"SEEDRL_NATS_URL": url})
+    assert result.returncode == 0, result.stderr
+    held = [
+        path for path in tmp_path.rglob("*") if path.is_file() and nats.token.encode() in path.read_bytes()
+    ]
+    assert not held
+    assert nats.token not in result.stdout + result.stderr
+
+
 @pytest.mark.parametrize("missing", ["tls_cert", "tls_key", "tls_ca", "nats_ca"])
 def test_files_that_cannot_be_used_are_named(
     missing: str, tmp_path: Path, certificates: Certificates

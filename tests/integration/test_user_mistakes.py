@@ -101,6 +101,27 @@ def test_training_with_a_network_that_cannot_be_imported_ends_before_anything_st
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "tpu"], "--device: must be auto, cpu, cuda or cuda:N"),
+        (["--tls-ca", "nofile"], "--tls-ca: cannot read nofile"),
+        (["--max-environments", "4"], "max_environments (4) must be at least actors"),
+        (["--hidden-sizes", "64,0"], "--hidden-sizes: "),
+        (["--seed", str(2**70)], "--seed: "),
+        (["--preset", "../missing.yaml"], "preset ../missing.yaml: there is no such file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_training_with_what_a_service_would_refuse_ends_before_anything_starts(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    result = seedrl("train", "CartPole-v1", "--run-dir", "run", *words, cwd=tmp_path)
+    assert result.returncode == 2
+    assert said in one_clear_line(result)
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_at_a_port_in_use_ends_before_a_service_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -92,6 +92,61 @@ def test_values_of_every_kind_are_read() -> None:
     assert config.loud
 
 
+def test_whole_numbers_in_scientific_notation_are_integers_wherever_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("lstm_size: 1e2\nhidden_sizes: [1e1, 2]")
+    monkeypatch.setenv("SEEDRL_UNROLL", "1e1")
+    config = loaded("--preset", str(tmp_path / "mine.yaml"), "--batch-size", "2.5e2")
+    assert (config.lstm_size, config.unroll, config.batch_size) == (100, 10, 250)
+    assert config.hidden_sizes == (10, 2)
+    assert refused("--batch-size", "1.5").startswith("--batch-size: ")
+    assert refused("--batch-size", "15e-1").startswith("--batch-size: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["unroll: yes", "speed: on", "hidden_sizes: [64, true]", "nats_token_file: 1"]
+)
+def test_a_value_of_another_kind_in_a_preset_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    name = text.partition(":")[0]
+    assert f"mine.yaml: {name}: " in refused("--preset", str(tmp_path / "mine.yaml"))
+
+
+def test_a_number_in_a_preset_is_no_truth_value_but_may_be_one_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "loud: must be true or false" in refused("--preset", preset_file(tmp_path, loud=1))
+    monkeypatch.setenv("SEEDRL_LOUD", "1")
+    assert loaded().loud
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--hidden-sizes=64,0", "--hidden-sizes=65537", "--lstm-size=65537", "--dueling-size=-1"),
+        *(
+            "--unroll=65537",
+            "--batch-size=65537",
+            "--n-steps=0",
+            "--http-port=65536",
+            "--grace-seconds=1e300",
+        ),
+    ],
+)
+def test_sizes_beyond_their_bounds_are_refused_by_their_flag(option: str) -> None:
+    assert refused(option).startswith(f"{option.partition('=')[0]}: ")
+
+
+def test_an_option_for_another_agent_is_refused_but_not_in_what_serves_many_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert refused("--dueling-size", "8") == "--dueling-size is for agent r2d2, not vtrace"
+    assert loaded("--dueling-size", "8", "--agent", "r2d2").dueling_size == 8
+    monkeypatch.setenv("SEEDRL_N_STEPS", "3")
+    assert loaded("--preset", preset_file(tmp_path, dueling_size=8)).dueling_size == 8
+
+
 def test_an_unknown_option_is_named() -> None:
     assert "--sped 3" in refused("--sped", "3")
 
@@ -124,6 +179,22 @@ def test_an_unknown_key_in_a_preset_is_named(tmp_path: Path) -> None:
 def test_a_bad_value_in_a_preset_is_named_by_preset_and_key(tmp_path: Path) -> None:
     path = preset_file(tmp_path, speed=-1)
     assert refused("--preset", path).startswith(f"preset {path}: speed: ")
+
+
+def test_a_bad_value_is_named_by_the_preset_that_holds_it(tmp_path: Path) -> None:
+    path = preset_file(tmp_path, speed=-1)
+    (tmp_path / "top.yaml").write_text("preset: preset.yaml")
+    assert refused("--preset", str(tmp_path / "top.yaml")).startswith(f"preset {path}: speed: ")
+
+
+def test_a_secret_in_a_preset_is_refused_and_not_shown(tmp_path: Path) -> None:
+    text = refused("--preset", preset_file(tmp_path, nats_token="hunter2"))
+    assert (
+        "preset.yaml: nats_token: presets hold no secrets; give SEEDRL_NATS_TOKEN in the environment" in text
+    )
+    url = refused("--preset", preset_file(tmp_path, nats_url="nats://me:hunter2@host:4222"))
+    assert "preset.yaml: nats_url: presets hold no credentials" in url
+    assert "hunter2" not in text + url
 
 
 @pytest.mark.parametrize("text", ["a: [", "- just\n- a list", "\t:", "\x00"])

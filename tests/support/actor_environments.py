@@ -163,6 +163,71 @@ class SpacesEnvironment(gymnasium.Env[Any, Any]):
 _NAPS = 20
 
 
+class OddEnvironment(gymnasium.Env[Any, Any]):
+    """Breaks Gymnasium's interface from step `at` of its life on, or in every reset; "b" may be of integers.
+
+    `odd`: step4 (no truncated), step_none, reset_bare (no info), key (lacks "b"), shape, transposed, dtype or
+    words (of "b").
+    """
+
+    def __init__(self, *, odd: str, at: int = 1, integers: bool = False) -> None:
+        kind = np.uint8 if odd == "dtype" or integers else np.float32
+        self.observation_space = spaces.Dict(
+            {"a": spaces.Box(0, 9, (1,), np.float32), "b": spaces.Box(0, 9, (2, 3), kind)}
+        )
+        self.action_space = spaces.Discrete(2)
+        self._kind = kind
+        self._odd, self._at, self._steps = odd, at, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self._observation() if self._odd == "reset_bare" else (self._observation(), {})
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        if self._steps >= self._at and self._odd.startswith("step"):
+            return (self._observation(), 1.0, False, {}) if self._odd == "step4" else None
+        return self._observation(), 1.0, False, False, {}
+
+    def _observation(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {"a": np.zeros(1, np.float32), "b": np.zeros((2, 3), self._kind)}
+        if self._steps < self._at:
+            return parts
+        match self._odd:
+            case "key":
+                del parts["b"]
+            case "shape":
+                parts["b"] = parts["b"][0]
+            case "transposed":
+                parts["b"] = parts["b"].T
+            case "dtype":
+                parts["b"] = parts["b"] + 0.5
+            case "words":
+                parts["b"] = [["left"] * 3] * 2
+        return parts
+
+
+class OddVectorEnvironment(BareVectorEnvironment):
+    """`odd`: step4, reset_bare or key."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - gymnasium's attribute
+
+    def __init__(self, num_envs: int = 1, *, odd: str) -> None:
+        super().__init__(num_envs)
+        self._odd = odd
+        self.single_observation_space = spaces.Dict({"b": spaces.Box(0, 1000, (1,), np.float32)})
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        observation, info = super().reset(seed=seed, options=options)
+        return observation if self._odd == "reset_bare" else ({"b": observation}, info)
+
+    def step(self, actions: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(actions)
+        if self._odd == "step4":
+            return {"b": observation}, reward, terminated, info
+        return {"c": observation}, reward, terminated, truncated, info
+
+
 class SlowEnvironment(CountingEnvironment):
     """Takes `seconds` for a step; of a time in which its process stands still it notices little."""
 
@@ -176,9 +241,16 @@ class SlowEnvironment(CountingEnvironment):
         return super().step(action)
 
 
-def _register(env_id: str, single: type | None = None, vector: type | None = None) -> None:
+def _register(
+    env_id: str,
+    single: type | None = None,
+    vector: type | None = None,
+    *,
+    max_episode_steps: int | None = None,
+) -> None:
     gymnasium.register(
         env_id,
+        max_episode_steps=max_episode_steps,
         entry_point=f"{MODULE}:{single.__name__}" if single else None,
         vector_entry_point=f"{MODULE}:{vector.__name__}" if vector else None,
     )
@@ -187,6 +259,9 @@ def _register(env_id: str, single: type | None = None, vector: type | None = Non
 _register("Trouble-v0", TroubleEnvironment)
 _register("Spaces-v0", SpacesEnvironment)
 _register("Slow-v0", SlowEnvironment)
+_register("Odd-v0", OddEnvironment)
+_register("OddLimited-v0", OddEnvironment, max_episode_steps=100)  # which Gymnasium's own wrapper looks after
+_register("OddVector-v0", None, OddVectorEnvironment)
 _register("Bare-v0", CountingEnvironment, BareVectorEnvironment)
 _register("NextStep-v0", CountingEnvironment, NextStepVectorEnvironment)
 _register("SameStep-v0", CountingEnvironment, SameStepVectorEnvironment)

@@ -20,16 +20,8 @@ def made_certificates(directory: Path) -> Certificates:
     for authority in ("ca", "other"):
         _openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *(
-                "-days",
-                "2",
-                "-subj",
-                f"/CN={authority}",
-                "-keyout",
-                f"{authority}.key",
-                "-out",
-                f"{authority}.pem",
-            ),
+            *("-days", "2", "-subj", f"/CN={authority}", "-addext", "keyUsage=critical,keyCertSign,cRLSign"),
+            *("-keyout", f"{authority}.key", "-out", f"{authority}.pem"),
             cwd=directory,
         )
     _openssl(

@@ -10,7 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from services.actor import environments
 from services.actor.autoreset import autoreset_mode
-from services.actor.environments import GroupMaker, resolved
+from services.actor.environments import GroupMaker, check_env, resolved
 from shared.errors import UnsupportedEnvironment
 from tests.support import actor_environments as trouble
 
@@ -175,6 +175,19 @@ def test_a_module_that_raises_is_named_with_its_error(
         UnsupportedEnvironment, match=r"cannot import 'broken_envs': RuntimeError: no licence$"
     ):
         resolved("broken_envs:Mine-v0")
+    check_env("broken_envs:Mine-v0")  # without importing it
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ("cartpole", "did you mean CartPole-v1"),
+        ("no_such_module.envs:Env-v0", "no module 'no_such_module' in the working directory, nor"),
+    ],
+)
+def test_a_mistaken_name_is_known_before_anything_is_imported(env: str, words: str) -> None:
+    with pytest.raises(UnsupportedEnvironment, match=words):
+        check_env(env)
 
 
 @pytest.mark.parametrize("way", ["native", "sync", "async"])

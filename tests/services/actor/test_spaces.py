@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import numpy as np
@@ -6,7 +7,14 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
 from services.actor.finite import NotFinite
-from services.actor.spaces import ActionDecoder, ObservationCheck, ObservationEncoder, environment_spec
+from services.actor.results import WrongResult
+from services.actor.spaces import (
+    ActionDecoder,
+    ObservationCheck,
+    ObservationEncoder,
+    check_fits,
+    environment_spec,
+)
 from shared.errors import UnsupportedEnvironment
 from shared.specs import LeafSpec
 from shared.wire import inference_pb2 as pb
@@ -185,3 +193,59 @@ def test_an_observation_is_checked_in_the_type_in_which_it_is_sent(values: Any) 
     check({"n": [0, 0], "x": [3.4e38, -1.0]})
     with pytest.raises(NotFinite, match="observation 'x' is not finite as float32"):
         check({"n": [0, 0], "x": values})
+
+
+@pytest.mark.parametrize("value", [1e200, -1e39, np.nan, np.inf])
+@pytest.mark.parametrize("is_encoded", [False, True])
+def test_doubles_have_to_be_finite_as_the_floats_that_networks_compute_in(
+    value: float, is_encoded: bool
+) -> None:
+    space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    take: Any = ObservationEncoder(space, group_size=2) if is_encoded else ObservationCheck(space)
+    observation = np.full(
+        (2, 3) if is_encoded else (3,), 3.4e38
+    )  # fine, although their squares add up to more
+    take(observation)
+    observation[..., 1] = value
+    kind = "float32" if np.isfinite(value) else "float64"
+    with pytest.raises(NotFinite, match=re.escape(f"'observation' is not finite as {kind}: {value}")):
+        take(observation)
+
+
+def test_half_floats_may_be_as_large_as_their_type_holds() -> None:
+    check = ObservationCheck(spaces.Box(-np.inf, np.inf, (3,), np.float16))
+    check(np.full(3, 65504.0, np.float16))
+    with pytest.raises(NotFinite, match="not finite as float16: inf"):
+        check(np.array([0, 0, np.inf], np.float16))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"deep": {"z": False}}, "the observation lacks the key 'a' of 'deep/a'"),
+        ({"arm": (np.zeros(2),)}, "the observation lacks the key 1 of 'arm/1'"),
+        ({"deep": None}, "the observation lacks the key 'a' of 'deep/a'"),
+        ({"arm": ([1, [2]], 0)}, "observation 'arm/0' is no array: "),
+        ({"arm": (np.zeros(3), 0)}, "observation 'arm/0' has shape [3]; its space says [2]"),
+        ({"camera": np.zeros((4, 5, 3))}, "observation 'camera' is float64; its space says uint8"),
+        ({"camera": np.zeros((5, 4, 3), np.uint8)}, "'camera' has shape [5, 4, 3]; its space says [4, 5, 3]"),
+    ],
+)
+def test_what_does_not_fit_its_space_is_put_in_words(change: dict[str, Any], words: str) -> None:
+    NESTED.seed(3)
+    observation = {**NESTED.sample(), "arm": ([0, 0.5], 2)}  # a float64 fits float32, and a list does, too
+    check_fits(NESTED, observation)
+    with pytest.raises(WrongResult, match=re.escape(words)):
+        check_fits(NESTED, {**observation, **change})
+
+
+def test_shapes_are_looked_at_where_that_is_asked_for() -> None:
+    observation = {"n": [[0], [0]], "x": [0.0, 0.0]}
+    ObservationCheck(FLOATS)(observation)
+    with pytest.raises(WrongResult, match=re.escape("'n' has shape [2, 1]; its space says [2]")):
+        ObservationCheck(FLOATS, shapes=True)(observation)
+
+
+def test_a_group_that_lacks_a_leaf_is_named() -> None:
+    with pytest.raises(WrongResult, match="the observation lacks the key 'x'"):
+        ObservationEncoder(FLOATS, group_size=2)({"n": np.zeros((2, 2), np.int32)})

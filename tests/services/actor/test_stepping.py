@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -19,6 +20,9 @@ from tests.support.counting_environment import reward_of
 COUNTING = "tests.support.counting_environment:Counting-v0"
 COUNTING_VECTOR = "tests.support.counting_environment:CountingVector-v0"
 TROUBLE = "tests.support.actor_environments:Trouble-v0"
+ODD = "tests.support.actor_environments:Odd-v0"
+ODD_LIMITED = "tests.support.actor_environments:OddLimited-v0"
+ODD_VECTOR = "tests.support.actor_environments:OddVector-v0"
 NEXT_STEP = "tests.support.actor_environments:NextStep-v0"
 B = 3
 
@@ -247,6 +251,12 @@ def _step_often(stepped: SteppedGroup) -> None:
         stepped.step(np.zeros(B, np.int64))
 
 
+def _reset_and_step_often(stepped: SteppedGroup) -> None:
+    with capture_logs():  # tracebacks take a second each to print
+        stepped.reset()
+        _step_often(stepped)
+
+
 def _workers(stepped: SteppedGroup) -> AsyncVectorEnv[Any, Any]:
     env = stepped._env
     assert isinstance(env, AsyncVectorEnv)
@@ -301,3 +311,80 @@ def test_observations_that_do_not_fit_their_space_end_the_group() -> None:
     stepped._env.reset = lambda **_: (np.zeros((B, 2)), {})  # type: ignore[method-assign]
     with pytest.raises(UnsupportedEnvironment, match=r"shape \[3, 2\]"):
         stepped.reset()
+
+
+STEP = "(observation, reward, terminated, truncated, info)"
+TRANSPOSED = "observation 'b' has shape [3, 2]; its space says [2, 3]"
+
+
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize(
+    ("env", "odd", "said"),
+    [
+        (ODD, "step4", f"step() returned 4 values instead of 5 {STEP}"),
+        (ODD_LIMITED, "step4", f"step() returned 4 values instead of 5 {STEP}"),
+        (ODD, "step_none", f"step() returned one value (NoneType) instead of 5 {STEP}"),
+        (ODD_LIMITED, "step_none", f"step() returned one value (NoneType) instead of 5 {STEP}"),
+        (ODD, "reset_bare", "reset() returned one value (dict) instead of 2 (observation, info)"),
+        (ODD, "key", "the observation lacks the key 'b'"),
+        (ODD, "shape", "observation 'b' has shape [3]; its space says [2, 3]"),
+        (ODD, "transposed", TRANSPOSED),
+    ],
+)
+def test_a_wrong_result_is_put_in_words(env: str, odd: str, said: str, integers: bool) -> None:
+    stepped = group(env, vectorization="sync", env_kwargs={"odd": odd, "integers": integers})
+    words = re.escape(f"10 times in a row, at last with WrongResult: {said}")
+    with pytest.raises(EnvironmentCrashed, match=words):
+        _reset_and_step_often(stepped)
+
+
+@pytest.mark.filterwarnings("ignore:.*Worker-|.*Traceback|.*Raising the last:UserWarning")
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ("step4", f"step() returned 4 values instead of 5 {STEP}"),
+        ("key", "the observation lacks the key 'b'"),
+        ("transposed", TRANSPOSED),  # as many values as it should have, in another order
+    ],
+)
+def test_a_wrong_result_in_a_process_of_its_own_is_put_in_words(odd: str, said: str) -> None:
+    stepped = group(ODD_LIMITED, vectorization="async", env_kwargs={"odd": odd, "integers": True})
+    words = re.escape(f"10 times in a row, at last with WrongResult: {said}")
+    with pytest.raises(EnvironmentCrashed, match=words):
+        _reset_and_step_often(stepped)
+    stepped.close()
+
+
+@pytest.mark.parametrize("odd", ["key", "shape"])
+def test_a_group_goes_on_after_an_observation_that_does_not_fit_its_space(odd: str) -> None:
+    stepped = group(ODD, vectorization="sync", env_kwargs={"odd": odd, "at": 2, "integers": True})
+    stepped.reset()
+    with capture_logs():
+        restarts = [stepped.step(np.zeros(B, np.int64)).restarts for _ in range(30)]
+    assert restarts == [0, B] * 15
+
+
+def test_a_dtype_that_a_group_refuses_is_named() -> None:
+    stepped = group(ODD, vectorization="sync", env_kwargs={"odd": "dtype"})
+    with pytest.raises(EnvironmentCrashed, match="observation 'b' is float64; its space says uint8"):
+        _reset_and_step_often(stepped)
+
+
+def test_a_leaf_that_is_no_number_is_named() -> None:
+    stepped = group(ODD, vectorization="sync", env_kwargs={"odd": "words"})
+    with pytest.raises(EnvironmentCrashed, match="observation 'b' is str128; its space says float32"):
+        _reset_and_step_often(stepped)
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ("step4", f"step() returned 4 values instead of 5 {STEP}"),
+        ("reset_bare", "reset() returned one value (ndarray) instead of 2 (observation, info)"),
+        ("key", "the observation lacks the key 'b'"),
+    ],
+)
+def test_a_native_environments_wrong_result_is_put_in_words(odd: str, said: str) -> None:
+    stepped = group(ODD_VECTOR, env_kwargs={"odd": odd})
+    with pytest.raises(EnvironmentCrashed, match=re.escape(f"at last with WrongResult: {said}")):
+        _reset_and_step_often(stepped)

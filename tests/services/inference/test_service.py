@@ -64,6 +64,12 @@ async def test_streams_wait_for_the_first_weights(nats: NatsRun) -> None:
         await learner.publish()
         await actor.heard()
         assert (await service.status())["waiting"] == []
+        await actor.end()
+
+        async def waits_for_actors() -> bool:
+            return (await service.status())["waiting"] == ["actors"]
+
+        await eventually(waits_for_actors)
 
 
 async def test_weights_of_another_network_are_refused_and_newer_ones_used(nats: NatsRun) -> None:

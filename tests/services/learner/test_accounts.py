@@ -259,6 +259,12 @@ def test_steps_never_run_backwards_when_replay_lost_some() -> None:
     assert (restored.steps, restored.trained) == (115, 8)
 
 
+def test_what_replay_refused_counts_where_it_could_insert_nothing() -> None:
+    accounts = Accounts()
+    accounts.mirror(ReplayCounts(60, 0, {"too_large": 3}, redelivered=0, items=0, inserted_items=0))
+    assert (accounts.steps, accounts.trained, accounts.refused["too_large"]) == (60, 0, 3)
+
+
 def test_a_journal_from_before_there_were_sequences_is_read() -> None:
     raw = orjson.loads(Accounts(updates=3).to_json())
     del raw["sequences"], raw["replay_steps"]

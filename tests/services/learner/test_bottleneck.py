@@ -41,6 +41,12 @@ def test_the_bottleneck_is_named(
     assert said.startswith(words), said
 
 
+def test_of_several_inference_services_one_may_wait() -> None:
+    waits, works = says(0, 1, 0, waiting=["actors"]), says(0.1, 0.9, 0)
+    assert bottleneck(says(0.2, 0.8, 0), [waits, works], None, 0.4).startswith("actors: ")
+    assert bottleneck(says(0, 1, 0), [waits, waits], None, 1.0) == "inference waits for actors"
+
+
 def test_figures_stand_beside_the_words_and_silence_is_said() -> None:
     said = bottleneck(says(0.2, 0.8, 0), [says(0.1, 0.9, 0)], None, 0.4)
     assert "inference works 10%, waits for input 90%, for output 0%" in said

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+import orjson
 import pytest
+import torch
 
 from services.learner.config import LearnerConfig
 from shared.config import load
@@ -18,6 +21,34 @@ def test_the_defaults_are_those_of_impala_on_atari() -> None:
     assert (config.optimizer, config.learning_rate, config.rmsprop_epsilon) == ("rmsprop", 6e-4, 0.01)
     assert (config.loss_reduction, config.max_gradient_norm) == ("sum", 40.0)
     assert (config.entropy_cost, config.baseline_cost, config.discount) == (0.01, 0.5, 0.99)
+
+
+def test_a_seed_fits_whatever_takes_it() -> None:
+    largest = 2**63 - 1
+    torch.Generator().manual_seed(largest)
+    np.random.default_rng([largest, largest, largest])
+    assert orjson.loads(orjson.dumps(loaded("--seed", str(largest)).seed)) == largest
+    for seed in (-1, largest + 1, 2**70):
+        with pytest.raises(ConfigurationError, match=r"^--seed: "):
+            loaded(f"--seed={seed}")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:15"])
+def test_a_device_is_accepted_without_looking_for_it(device: str) -> None:
+    assert loaded("--device", device).device == device
+
+
+@pytest.mark.parametrize("device", ["tpu", "", "cuda:", "cuda:x", "cpu:0", "cuda:12345678901234567890"])
+def test_what_is_no_device_is_refused(device: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--device: must be auto, cpu, cuda or cuda:N"):
+        loaded("--device", device)
+
+
+def test_a_sum_of_more_rewards_than_a_sequence_has_steps_is_refused() -> None:
+    words = ("--agent", "r2d2", "--sequence-length", "20")
+    assert loaded(*words, "--n-steps", "20").n_steps == 20
+    with pytest.raises(ConfigurationError, match=r"n_steps \(21\) must not exceed sequence_length \(20\)"):
+        loaded(*words, "--n-steps", "21")
 
 
 def test_every_hyperparameter_has_a_readable_flag() -> None:

@@ -55,7 +55,7 @@ def make_config(shape: Shape, **settings: Any) -> LearnerConfig:
         "learning_rate_schedule": "constant",
         "learning_rate": 1e-3,
         "optimizer": "adam",
-        "n_steps": 3,
+        "n_steps": min(3, shape.trained),
         "discount": 0.9,
         "unroll": shape.unroll,
         "burn_in": shape.burn_in,

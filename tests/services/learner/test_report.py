@@ -1,5 +1,8 @@
 """What the learner says of itself."""
 
+import time
+
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.learner.metrics import LearnerMetrics
@@ -66,6 +69,16 @@ def test_a_learner_that_starves_is_ready_and_says_so() -> None:
     report.starved_seconds = 3.0
     assert report.waiting() == []
     assert report.status()["waiting"] == ["trajectories"]
+
+
+def test_an_update_is_work_while_it_goes_on() -> None:
+    report = make_report()
+    report.training_since = time.monotonic() - 50.0  # it was stopped for most of that
+    report.sample(1.0)
+    assert report.activity.shares()["work"] > 0.99
+    report.training_seconds, report.training_since = 50.0, None
+    report.sample(2.0)
+    assert report.activity.totals().input == pytest.approx(0.0, abs=1.0)
 
 
 def test_speeds_come_from_the_samples() -> None:

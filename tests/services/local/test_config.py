@@ -11,7 +11,9 @@ from services.learner.config import LearnerConfig
 from services.local.config import CONFIG_FILE, TrainConfig, saved_env, write_config
 from shared.config import load
 from shared.errors import ConfigurationError, RunError
+from shared.presets import preset_names
 from shared.subjects import validated_run_id
+from tests.support.certificates import made_certificates
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +35,20 @@ def test_a_run_is_called_after_its_directory() -> None:
 def test_runs_of_the_same_directory_name_have_different_ids() -> None:
     first, second = (loaded("CartPole-v1", "--run-dir", "x") for _ in range(2))
     assert first.run_id != second.run_id
+
+
+def test_the_configuration_of_a_run_makes_another_run_as_a_preset(tmp_path: Path) -> None:
+    path = tmp_path / "first" / CONFIG_FILE
+    path.parent.mkdir()
+    write_config(loaded("CartPole-v1", "--run-dir", str(path.parent), "--unroll", "7"), path)
+    second = loaded("CartPole-v1", "--preset", str(path), "--run-dir", "second")
+    assert second.unroll == 7
+    assert second.run_id.startswith("second-")
+    named = loaded("CartPole-v1", "--preset", str(path), "--run-dir", "second", "--run-id", "mine")
+    assert named.run_id == "mine"
+    own = tmp_path / "own.yaml"
+    own.write_text("run_id: chosen")
+    assert loaded("CartPole-v1", "--preset", str(own)).run_id == "chosen"
 
 
 @pytest.mark.parametrize("name", ["mine", "default"])
@@ -64,6 +80,74 @@ def test_a_resumed_run_has_its_own_configuration_and_options_win_over_it() -> No
     assert (resumed.run_id, resumed.optimizer, resumed.total_steps) == ("mine", "adam", 9)
     with pytest.raises(RunError, match="its environment is CartPole-v1"):
         loaded("Acrobot-v1", "--resume", "--run-dir", "x")
+
+
+def test_options_of_a_resumed_run_are_judged_beside_its_own_configuration() -> None:
+    write("CartPole-v1", "--agent", "r2d2", "--run-dir", "x", "--max-environments", "16")
+    resumed = loaded("CartPole-v1", "--resume", "--run-dir", "x", "--eval-episodes", "0")
+    assert (resumed.agent, resumed.eval_episodes, resumed.max_environments) == ("r2d2", 0, 16)
+    with pytest.raises(ConfigurationError, match="--entropy-cost is for agent vtrace, not r2d2"):
+        loaded("CartPole-v1", "--resume", "--run-dir", "x", "--entropy-cost", "0.1")
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_what_is_written_down_of_every_preset_can_be_a_preset(preset: str) -> None:
+    write("Env-v0", "--preset", preset, "--run-dir", "x", "--seed", "1e3")
+    again = loaded("Env-v0", "--preset", f"x/{CONFIG_FILE}", "--run-dir", "x")
+    before = loaded("Env-v0", "--preset", preset, "--run-dir", "x", "--seed", "1e3", "--run-id", again.run_id)
+    assert again.model_dump(exclude={"preset"}) == before.model_dump(exclude={"preset"})
+
+
+@pytest.mark.parametrize("value", [1, True, [1]])
+def test_a_run_directory_that_is_no_path_is_refused_by_name(value: object) -> None:
+    Path("mine.yaml").write_text(yaml.safe_dump({"run_dir": value}))
+    with pytest.raises(ConfigurationError, match=r"^preset mine\.yaml: run_dir: "):
+        loaded("CartPole-v1", "--preset", "mine.yaml")
+
+
+def test_credentials_in_the_address_of_nats_are_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDRL_NATS_URL", "nats://me:hush@h:1")
+    write("CartPole-v1", "--run-dir", "x")
+    assert yaml.safe_load(Path("x", CONFIG_FILE).read_text())["nats_url"] == "nats://h:1"
+    resumed = loaded("CartPole-v1", "--run-dir", "x", "--resume")
+    assert resumed.nats_url == "nats://me:hush@h:1"
+
+
+def test_the_help_says_what_the_seed_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        loaded("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Seed of all that is random: environments, initial weights, actions, what replay draws" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--device", "tpu"), r"^--device: must be auto, cpu, cuda or cuda:N"),
+        (("--tls-ca", "nofile"), r"^--tls-ca: cannot read nofile: No such file or directory"),
+        (("--tls-ca", "empty"), r"^--tls-ca: empty holds no PEM certificates"),
+        (("--tls-cert", "nofile", "--tls-key", "nofile"), r"^tls_cert: cannot read nofile: No such file"),
+        (
+            ("--max-environments", "31"),
+            r"max_environments \(31\) must be at least actors × groups × group_size \(1 × 2 × 16 = 32\)",
+        ),
+        (("--actors", "0"), r"^--actors: "),
+        (("--burn-in", "10"), r"^--burn-in is for agent r2d2, not vtrace$"),
+        (("--snapshot-seconds", "10"), r"^--snapshot-seconds is for agent r2d2, not vtrace$"),
+    ],
+)
+def test_what_a_service_would_refuse_is_refused_before_there_are_any(
+    words: tuple[str, ...], said: str
+) -> None:
+    Path("empty").touch()
+    with pytest.raises(ConfigurationError, match=said):
+        loaded("CartPole-v1", *words)
+
+
+def test_certificates_that_can_be_used_are_accepted(tmp_path: Path) -> None:
+    certificates = made_certificates(tmp_path)
+    tls = ("--tls-cert", str(certificates.cert), "--tls-key", str(certificates.key))
+    assert loaded("CartPole-v1", *tls, "--tls-ca", str(certificates.ca)).tls_ca == certificates.ca
 
 
 def test_what_is_written_down_is_a_preset_for_every_service_without_secrets(
@@ -115,12 +199,25 @@ def test_the_atari_preset_of_r2d2_has_the_values_of_the_paper() -> None:
     assert (config.env_kwargs, config.life_loss) == ({"full_action_space": True}, False)
 
 
+def test_a_setting_that_a_preset_makes_for_another_agent_is_said_to_be_the_presets() -> None:
+    Path("mine.yaml").write_text("preset: cartpole\nunroll: 10")
+    for preset in ("cartpole", "mine.yaml"):
+        with pytest.raises(ConfigurationError) as caught:
+            loaded("CartPole-v1", "--preset", preset, "--agent", "r2d2")
+        assert str(caught.value) == (
+            "reward_scale is for V-trace: with agent r2d2 it must be 1, not 0.1; preset cartpole sets it: "
+            "presets for r2d2 are atari_r2d2, atari_r2d2_small, cartpole_r2d2"
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--sequence-length", "30"), r"sequence_length \(30\) must be a multiple of unroll \(20\)"),
-        (("--reward-scale", "0.1"), r"reward_scale is for V-trace: with agent r2d2 it must be 1, not 0.1"),
+        (("--reward-scale", "0.1"), r"reward_scale is for V-trace: with agent r2d2 it must be 1, not 0.1$"),
         (("--minibatches", "2"), r"minibatches is for V-trace"),
+        (("--entropy-cost", "0.1"), r"^--entropy-cost is for agent vtrace, not r2d2$"),
+        (("--n-steps", "100"), r"n_steps \(100\) must not exceed sequence_length \(20\)"),
         (("--burn-in=-1",), r"--burn-in: "),
         (("--replay-ratio", "0"), r"--replay-ratio: "),
         (("--importance-exponent", "2"), r"--importance-exponent: "),

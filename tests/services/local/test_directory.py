@@ -25,14 +25,16 @@ def use(directory: Path, *, resume: bool = False, **settings: float) -> None:
 
 @pytest.mark.parametrize("end", [RunError, RuntimeError, KeyboardInterrupt, None])
 @pytest.mark.parametrize(("resume", "steps", "stays"), [(True, 0, False), (True, 1, True), (False, 0, True)])
-def test_a_resume_that_trains_nothing_leaves_the_configuration_as_it_was(
+def test_a_resume_that_trains_nothing_leaves_configuration_and_summary_as_they_were(
     resume: bool, steps: int, stays: bool, end: type[BaseException] | None, tmp_path: Path
 ) -> None:
     before, after = config(tmp_path, unroll=7), config(tmp_path, resume=resume, unroll=8)
     write_config(before, tmp_path / "config.yaml")
+    (tmp_path / "summary.json").write_text("before")
 
     def use_it() -> None:
         with configured(after):
+            (tmp_path / "summary.json").write_text("after")
             assert "unroll: 8" in (tmp_path / "config.yaml").read_text()
             write_accounts(tmp_path, Accounts(steps=steps).to_json())
             if end is not None:
@@ -41,6 +43,7 @@ def test_a_resume_that_trains_nothing_leaves_the_configuration_as_it_was(
     with contextlib.nullcontext() if end is None else pytest.raises(end):
         use_it()
     assert f"unroll: {8 if stays else 7}" in (tmp_path / "config.yaml").read_text()
+    assert (tmp_path / "summary.json").read_text() == ("after" if stays else "before")
     assert not list(tmp_path.glob("*.tmp"))
 
 

@@ -5,11 +5,13 @@ import io
 from rich.console import Console
 
 from services.local.display import (
+    Status,
     actor_doing,
     actors_in_trouble,
     bottleneck,
     doing,
     headline,
+    progress_line,
     services_table,
 )
 from services.local.watching import ActorAccount
@@ -42,9 +44,9 @@ def test_an_actor_is_described_by_what_inference_sees_of_it() -> None:
     assert doing("actor", status) == "2 groups, 16 environments, 1,234 steps"
     assert doing("learner", {}) == "starting"
     replay = {"items": 1200, "steps": 24000, "limiter": "free"}
-    assert doing("replay", replay) == "1,200 sequences, 24,000 steps inserted"
+    assert doing("replay", replay) == "1,200 sequences, 24,000 steps received"
     held_back = {**replay, "limiter": "inserts wait: 5 more items to be sampled"}
-    assert doing("replay", held_back).endswith("inserted; inserts wait: 5 more items to be sampled")
+    assert doing("replay", held_back).endswith("received; inserts wait: 5 more items to be sampled")
 
 
 def crashing() -> ActorAccount:
@@ -87,3 +89,27 @@ def test_the_bottleneck_has_a_name_and_with_its_figures_a_sentence() -> None:
     waiting = "the learner waits for NATS at nats://127.0.0.1:4222"
     assert bottleneck({"bottleneck": waiting}, figures=False) == f"bottleneck: {waiting}"
     assert bottleneck({}, figures=True) == ""
+
+
+def line(learner: Status, *trouble: str) -> str:
+    statuses: dict[str, Status] = {
+        "inference": {"waiting": ["weights"]},
+        "replay": {"limiter": "samples wait: 3 of 9 items"},
+        "learner": learner,
+    }
+    return progress_line(statuses, total_steps=9000, trouble=trouble)
+
+
+def test_before_it_trains_a_run_says_what_everybody_waits_for_and_how_far_it_is() -> None:
+    replay = "replay: 0 sequences, 0 steps received; samples wait: 3 of 9 items"
+    assert line({}) == f"inference: waiting for weights; {replay}; learner: starting"
+    waits = {"waiting": ["sequences"], "bottleneck": "the learner waits for sequences"}
+    said = line({"steps": 1200, "updates": 0, **waits}, "actor-0: trouble")
+    assert said.startswith("steps 1,200/9,000  ")
+    assert "  bottleneck: the learner waits for sequences; actor-0: trouble; inference: " in said
+    assert said.endswith("; learner: waiting for sequences")
+
+
+def test_while_it_trains_a_run_says_how_fast_and_what_the_trouble_is() -> None:
+    learner = {"steps": 1200, "updates": 4, "bottleneck": "paused: inference withholds all"}
+    assert line(learner, "actor-1 died once").endswith("  bottleneck: paused; actor-1 died once")

@@ -47,7 +47,6 @@ def test_an_r2d2_run_has_a_replay_in_the_same_directory_as_its_learner(tmp_path:
     assert list(run.services) == ["inference", "replay", "learner", "actor-0"]
     for service in ("replay", "learner"):
         assert f"--run-dir {tmp_path}" in words(run, service)
-    assert "--nats-url nats://127.0.0.1:1" in words(run, "replay")
 
 
 def test_every_service_answers_http_where_the_run_says(tmp_path: Path) -> None:

@@ -34,6 +34,12 @@ def test_speed_is_that_of_training_and_not_of_starting_and_ending(tmp_path: Path
     assert (chunks["published"], chunks["trained"], chunks["queued"]) == (43, 40, 3)
 
 
+def test_what_was_published_to_a_queue_that_was_lost_counts(tmp_path: Path) -> None:
+    write_accounts(tmp_path, Accounts(trained=40).to_json())
+    written = write_summary(config(tmp_path), queue=QueueState(13, 3), discarded_steps=0, exit_reason="x")
+    assert (written["chunks"]["published"], written["chunks"]["queued"]) == (43, 3)
+
+
 def test_the_chunks_of_an_r2d2_run_are_those_that_replay_inserted(tmp_path: Path) -> None:
     write_accounts(
         tmp_path, Accounts(steps=500, replay_steps=500, seconds=2.0, trained=3, sequences=90).to_json()
@@ -89,7 +95,7 @@ def test_a_damaged_summary_is_named(content: str, tmp_path: Path) -> None:
         discarded_before(config(tmp_path, resume=True))
 
 
-def test_emulator_frames_are_told_from_steps(tmp_path: Path) -> None:
-    assert frame_skip(config(tmp_path)) == 1
-    assert frame_skip(config(tmp_path, env="ALE/Pong-v5")) == 4
-    assert frame_skip(config(tmp_path, env="ALE/Pong-v5", env_kwargs={"frameskip": 2})) == 2
+def test_emulator_frames_are_told_from_steps() -> None:
+    assert frame_skip("CartPole-v1", {}) == 1
+    assert frame_skip("ALE/Pong-v5", {}) == 4
+    assert frame_skip("ALE/Pong-v5", {"frameskip": 2}) == 2

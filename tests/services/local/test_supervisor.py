@@ -31,12 +31,21 @@ def test_a_service_that_keeps_dying_is_given_up() -> None:
     assert delays[2] is None
 
 
+def test_a_service_that_takes_long_to_die_is_given_up_unless_the_run_comes_on() -> None:
+    policy = RestartPolicy(max_crashes=2, window_seconds=60)
+    assert all(policy.delay_after_crash(100.0 * i, steps=i // 2) is not None for i in range(20))
+    assert policy.delay_after_crash(2000.0, steps=9) is None
+
+
 async def test_a_crashed_service_is_started_again(tmp_path: Path) -> None:
     mark = tmp_path / "started"
     code = f"import os; p = {str(mark)!r}\nif not os.path.exists(p): open(p, 'w').close(); os._exit(9)"
     service = SupervisedService(child(tmp_path, code))
+    before = time.monotonic()
     await asyncio.wait_for(service.run_until_done(), 20)
     assert service.restarts == 1
+    assert before < service.died_at < time.monotonic()
+    assert service.deaths == f"died once with status 9: see {tmp_path / 'child.log'}"
 
 
 async def test_a_mistake_of_the_user_is_final_and_said_in_its_own_words(tmp_path: Path) -> None:

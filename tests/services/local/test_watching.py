@@ -61,6 +61,17 @@ def test_one_that_listens_and_does_not_answer_makes_environments() -> None:
     assert account.doing(115.0).startswith("waiting for inference")
 
 
+def test_replaced_environments_are_added_up_over_the_actors_restarts() -> None:
+    account = ActorAccount(100.0)
+    figures = [(0, ""), (3, "first"), (4, "second"), (0, ""), (0, ""), (2, "third"), (1, "fourth")]
+    seen = []
+    for replaced, last in figures:
+        account.answered({**STEPS, "replaced_environments": replaced, "last_crash": last}, 101.0)
+        seen.append((account.replaced, account.last_crash))
+    expected = [(0, ""), (3, "first"), (4, "second"), (4, "second"), (4, "second"), (6, "third")]
+    assert seen == [*expected, (7, "fourth")]
+
+
 async def test_actors_are_asked_again_and_again() -> None:
     status = MAKES
     async with answering(lambda: status) as address, watched_actors(lambda: {"actor-0": address}) as watch:

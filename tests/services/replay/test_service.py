@@ -214,6 +214,23 @@ async def test_an_error_buffer_too_small_for_a_message_ends_replay_in_words(
         assert caught.group_contains(ConfigurationError, match="5 is too small for messages of 4 rows")
 
 
+@pytest.mark.parametrize("most", [10, 20_000])
+async def test_one_that_can_never_be_sampled_ends_with_the_reason(
+    most: int, nats: NatsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.replay.replay.SHORT_SECONDS", 0.0)
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = replay_config(nats, tmp_path, min_replay_size=50, replay_max_bytes=most)
+        async with replaying(config, fails=True) as replay:
+            await queue.fed(20)
+            with pytest.raises(ExceptionGroup) as caught:
+                await replay.ended()
+        words = "sampling cannot begin: samples wait for --min-replay-size 50"
+        assert caught.group_contains(ConfigurationError, match=words)
+        await queue.exact_accounts(tmp_path)
+
+
 @pytest.mark.slow
 async def test_a_second_replay_of_a_run_is_refused_and_named(nats: NatsRun, tmp_path: Path) -> None:
     async with nats.bus() as bus:

@@ -1,3 +1,4 @@
+import contextlib
 import random
 
 import numpy as np
@@ -99,12 +100,23 @@ def test_a_table_that_can_never_hold_enough_says_so() -> None:
     assert shelf.words() == "samples wait: 4 of 50 items"
     fill(shelf, messages, 20)
     size = shelf.table.size
-    assert shelf.is_full_of_bytes
+    assert shelf.words() == shelf.shortage()
     assert shelf.words() == (
         f"samples wait for --min-replay-size 50, but "
         f"--replay-max-bytes 400 holds no more than {size} sequences"
     )
     assert shelf.table.total_bytes <= 400
+
+
+@pytest.mark.parametrize("most", [1, 60])
+def test_so_does_one_without_room_for_a_message_or_a_sequence(most: int) -> None:
+    shelf = shelf_of(min_replay_size=1, replay_max_bytes=most)
+    messages = Messages(rows=2)
+    for _ in range(9):
+        with contextlib.suppress(ValueError):
+            shelf.insert(messages.next(), now=0.0)
+    assert shelf.table.size == 0
+    assert shelf.words().endswith(f"--replay-max-bytes {most} holds no more than 0 sequences")
 
 
 def test_with_its_minimum_reached_a_table_full_of_bytes_is_as_free_as_any() -> None:
@@ -113,7 +125,7 @@ def test_with_its_minimum_reached_a_table_full_of_bytes_is_as_free_as_any() -> N
     assert shelf.words() == "free"
     shelf = shelf_of(min_replay_size=4, replay_max_bytes=400, rate_limiter_error_buffer=1000)
     fill(shelf, Messages(rows=2), 20)
-    assert shelf.is_full_of_bytes
+    assert shelf.shortage() == ""
     assert shelf.words() == "free"
 
 

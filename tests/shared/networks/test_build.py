@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -191,6 +192,26 @@ class Halves(MlpNetwork):
         return output._replace(policy_logits=output.policy_logits.bfloat16()), state
 
 
+class BareState(MlpNetwork):
+    def initial_state(self, batch_size: int) -> Any:
+        return torch.zeros(batch_size, 4)
+
+
+class StateOfNumbers(MlpNetwork):
+    def initial_state(self, batch_size: int) -> Any:
+        return (0.0,)
+
+
+class StateOfDoubles(MlpNetwork):
+    def initial_state(self, batch_size: int) -> State:
+        return (torch.zeros(batch_size, 4, dtype=torch.float64),)
+
+
+class StateOfLayers(MlpNetwork):
+    def initial_state(self, batch_size: int) -> State:
+        return (torch.zeros(1, batch_size, 4),)
+
+
 class CountsItsCalls(MlpNetwork):
     def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
         super().__init__(environment=environment, network=network)
@@ -237,6 +258,20 @@ def test_a_network_that_cannot_take_its_inputs_is_refused_with_its_words() -> No
     ],
 )
 def test_a_network_whose_outputs_have_another_shape_or_dtype_is_refused(network: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{network}: {words}"):
+        build_network(run_spec(f"{__name__}:{network}", VECTOR))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("BareState", "initial_state must return a tuple of tensors, not Tensor"),
+        ("StateOfNumbers", "state leaf 0 is no tensor but float"),
+        ("StateOfDoubles", "state leaf 0 must be float32, not torch.float64"),
+        ("StateOfLayers", r"state leaf 0 must be \[B, …\] with B = 3, not \[1, 3, 4\]"),
+    ],
+)
+def test_a_network_whose_initial_state_is_none_is_refused(network: str, words: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{network}: {words}"):
         build_network(run_spec(f"{__name__}:{network}", VECTOR))
 

@@ -1,0 +1,39 @@
+"""Kinds of settings: numbers within bounds, names of devices, and marks for what is for one agent alone."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+MAX_SIZE = 65_536
+MAX_SLOTS = 2**24  # environments of one inference service
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+"""Of what is set aside in memory: units, steps, rows."""
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+"""Of what passes by; it stands in JSON, whose integers end there."""
+LONGEST_SECONDS = 1e9
+"""Timers of threads take not much more."""
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What torch's generators and numpy's take, and JSON holds."""
+
+
+def _checked_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", name):
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_checked_device)]
+
+
+@dataclass(frozen=True)
+class Only:
+    """Marks a setting that has a meaning for one agent alone."""
+
+    agent: str
+
+
+VTRACE = Only("vtrace")
+R2D2 = Only("r2d2")
