@@ -160,9 +160,6 @@ class SpacesEnvironment(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), 1.0, False, False, {}
 
 
-_NAPS = 20
-
-
 class OddEnvironment(gymnasium.Env[Any, Any]):
     """Breaks Gymnasium's interface from step `at` of its life on, or in every reset; "b" may be of integers.
 
@@ -226,6 +223,9 @@ class OddVectorEnvironment(BareVectorEnvironment):
         if self._odd == "step4":
             return {"b": observation}, reward, terminated, info
         return {"c": observation}, reward, terminated, truncated, info
+
+
+_NAPS = 20
 
 
 class SlowEnvironment(CountingEnvironment):
