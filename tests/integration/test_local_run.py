@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import termios
 import time
 import urllib.error
 import urllib.request
@@ -152,17 +151,15 @@ def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Pa
 
 def test_a_terminal_shows_what_each_service_does_and_the_bottleneck(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (40, 300))  # the sentence in one line
     words = command("train", *CARTPOLE, "--run-dir", tmp_path / "run")
-    process = subprocess.Popen(
-        words, cwd=tmp_path, env=environment(TERM="xterm"), stdout=theirs, stderr=theirs
-    )
+    settings = environment(TERM="xterm", COLUMNS="300")
+    process = subprocess.Popen(words, cwd=tmp_path, env=settings, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown, is_ended = "", False
     with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # it ends with EIO
         while piece := terminal.read(65536):
             shown += piece.decode(errors="replace")
-            if not is_ended and re.search(r"bottleneck: \w+: .*busy\)", shown):
+            if not is_ended and re.search(r"bottleneck: \w+: [^│]* busy\)", shown):
                 process.send_signal(signal.SIGINT)
                 is_ended = True
     assert process.wait(timeout=60) == 0, shown[-3000:]

@@ -79,18 +79,28 @@ def test_a_run_directory_that_is_in_use_is_not_written_to(tmp_path: Path) -> Non
 
 
 def test_a_failed_start_does_not_use_up_its_directory(tmp_path: Path) -> None:
-    words = ("train", "no_such_package:Env-v0", "--run-dir", "run")
+    (tmp_path / "empty_package.py").touch()
+    words = ("train", "empty_package:Env-v0", "--run-dir", "run")
     for _ in range(2):
-        assert "no_such_package" in one_clear_line(seedrl(*words, cwd=tmp_path))
+        assert "unknown environment 'Env-v0'" in one_clear_line(seedrl(*words, cwd=tmp_path))
     summary = orjson.loads((tmp_path / "run" / "summary.json").read_bytes())
     assert summary["exit_reason"].startswith("failed: actor-0: ")
     assert "no run goes on" in one_clear_line(seedrl("status", "run", cwd=tmp_path))
 
 
-def test_training_in_an_environment_that_is_not_there_ends_before_anything_starts(tmp_path: Path) -> None:
-    result = seedrl("train", "CartPole-v11", "--run-dir", "run", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ("CartPole-v11", "unknown environment 'CartPole-v11'; did you mean CartPole-v1 or "),
+        ("no_such_package:Env-v0", "there is no module 'no_such_package' in the working directory"),
+    ],
+)
+def test_training_in_an_environment_that_is_not_there_ends_before_anything_starts(
+    env: str, words: str, tmp_path: Path
+) -> None:
+    result = seedrl("train", env, "--run-dir", "run", cwd=tmp_path)
     assert result.returncode == 2
-    assert "unknown environment 'CartPole-v11'; did you mean CartPole-v1 or " in one_clear_line(result)
+    assert words in one_clear_line(result)
     assert not (tmp_path / "run").exists()
 
 
