@@ -8,7 +8,7 @@ from typing import Any
 from shared.errors import ConfigurationError
 from shared.presets import Preset
 
-_CREDENTIALS = re.compile(r"//[^/]*@")
+_CREDENTIALS = re.compile(r"(^\s*|,\s*|//)[^/,]*@")  # in one or several URLs, also without a scheme
 
 
 def with_secret_from_file(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def with_secret_from_file(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 def without_credentials(url: str) -> str:
     """`url` without user, password or token."""
-    return _CREDENTIALS.sub("//", url)
+    return _CREDENTIALS.sub(r"\1", url)
 
 
 def check_command_line(values: Mapping[str, Any], secrets: frozenset[str], prefix: str) -> None:

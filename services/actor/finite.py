@@ -16,10 +16,9 @@ def check_finite(name: str, values: Array) -> None:
     """Raises NotFinite where not all floats of `values` […] are finite, in their own type and as float32."""
     if float(np.vdot(values, values)) <= _MOST_SQUARED:  # quicker; also false where only the sum is too much
         return
-    with_room = values.astype(np.float64)
-    refused = ~(np.abs(with_room) <= _MOST)
-    if refused.any():
-        value = with_room[refused].flat[0]
+    fits = np.abs(values) <= _MOST if values.itemsize > 4 else np.isfinite(values)
+    if not fits.all():
+        value = values[~fits].flat[0]
         kind = "float32" if np.isfinite(value) else values.dtype.name
         raise NotFinite(f"{name} is not finite as {kind}: {value}")
 

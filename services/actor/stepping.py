@@ -174,23 +174,25 @@ class SteppedGroup:
             )
             self._crashes.crashed(error)
             restarts += self.size
+            is_made = False
             try:
                 closed(self._env)
                 self._env, self._seed = self._made()
+                is_made = True
                 first = self._all_first()
             except UnsupportedEnvironment as again:  # it could be made before: a crash like any other
                 error = again
             except SeedrlError:
                 raise
             except CRASHES as again:
-                error = self._explained(again)
+                error = self._explained(again) if is_made else again
             else:
                 return first._replace(reset_steps=self.size, restarts=restarts + first.restarts)
 
     def _explained(self, error: BaseException) -> BaseException:
         """`error`, or a WrongResult that says what the environments returned to cause it."""
         if isinstance(self._env, SyncVectorEnv):  # which names no leaf when it puts observations together
-            for observation in self._env._env_obs:
+            for observation in getattr(self._env, "_env_obs", ()):
                 try:
                     if observation is not None:
                         check_fits(self._env.single_observation_space, observation)

@@ -33,7 +33,8 @@ def status(config: StatusConfig) -> int:
     console.print(services_table(rows, title=f"run {run_id}"))
     learners = [says for service, _, says in found if service == "learner"]
     words = bottleneck(learners[0], figures=True) if learners else f"no learner of run {run_id} answers"
-    console.print(words, soft_wrap=True)
+    if words:
+        console.print(words, soft_wrap=True)
     return 0
 
 

@@ -190,26 +190,29 @@ def _statuses(run: LocalRun, board: StatusBoard) -> dict[str, dict[str, Any]]:
     }
 
 
-def _absences(run: LocalRun, statuses: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _absences(
+    run: LocalRun, statuses: Mapping[str, Mapping[str, Any]], actors: ActorWatch, now: float
+) -> dict[str, str]:
     """Of each service that died and is not back, how often and how."""
     present = {name for name, status in statuses.items() if status} | connected_actors(statuses).keys()
+    present |= {name for name, account in actors.accounts.items() if not account.doing(now)}
     return {
         name: service.deaths
         for name, service in run.services.items()
-        if service.deaths and name not in present
+        if service.deaths and service.state != "done" and name not in present
     }
 
 
 def _line(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> str:
-    statuses = _statuses(run, board)
-    trouble = [f"{name} {deaths}" for name, deaths in _absences(run, statuses).items()]
-    trouble += actors_in_trouble(connected_actors(statuses), actors.accounts, time.monotonic())
+    statuses, now = _statuses(run, board), time.monotonic()
+    trouble = [f"{name} {deaths}" for name, deaths in _absences(run, statuses, actors, now).items()]
+    trouble += actors_in_trouble(connected_actors(statuses), actors.accounts, now)
     return progress_line(statuses, total_steps=run.config.total_steps, trouble=trouble)
 
 
 def _table(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Group:
     statuses, now = _statuses(run, board), time.monotonic()
-    absences, connected = _absences(run, statuses), connected_actors(statuses)
+    absences, connected = _absences(run, statuses, actors, now), connected_actors(statuses)
     does = {name: doing(name, status) for name, status in statuses.items()}
     does |= {name: actor_doing(connected.get(name), actors.accounts[name], now) for name in actors.accounts}
     rows = [

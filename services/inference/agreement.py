@@ -15,7 +15,7 @@ from services.inference.session import Introduction
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.key_values import KEEP_SECONDS, create_spec, keep_spec, wait_for_spec
-from shared.bus.work_queue import ensure_queue
+from shared.bus.work_queue import ensure_queue, has_queue
 from shared.errors import ChunkError, ConfigurationError, ConnectionFailed
 from shared.networks.build import build_network
 from shared.run_spec import own_spec
@@ -76,8 +76,11 @@ class Agreement:
         engine = await self.engine_built()
         async with beside(keep_spec(self._bus, engine.spec)):
             while True:
-                await self.ensure_queue()
                 await asyncio.sleep(KEEP_SECONDS)
+                if self._least_rows is not None:
+                    size = self._queue_size(self._least_rows)
+                    if not await self._bus.persistently(partial(has_queue, self._bus, size)):
+                        await ensure_queue(self._bus, size)
 
     async def join(self, introduction: Introduction) -> tuple[Engine, int]:
         """The engine for a newcomer, and R, the rows of its chunks that fit a message (0 for an eval group).

@@ -47,6 +47,7 @@ class WeightsPublisher:
         self._journaled = journaled
         self._network_hash = network_hash
         self._interval = interval_seconds
+        self._is_publishing = False
         self._wanted = asyncio.Event()
         self._hurry = asyncio.Event()
         self._published = asyncio.Condition()
@@ -74,7 +75,7 @@ class WeightsPublisher:
         while True:
             await asyncio.sleep(KEEP_SECONDS)
             is_there = partial(has_published, self._bus, self.version)
-            if self.version and not await self._bus.persistently(is_there):
+            if self.version and not self._is_publishing and not await self._bus.persistently(is_there):
                 self.offer()
 
     async def published(self, update: int) -> None:
@@ -97,7 +98,11 @@ class WeightsPublisher:
             )
             return version, clock() - started
 
-        self.version, took = await self._bus.persistently(publish)
+        self._is_publishing = True
+        try:
+            self.version, took = await self._bus.persistently(publish)
+        finally:
+            self._is_publishing = False
         async with self._published:
             self.update = snapshot.update
             self._published.notify_all()

@@ -19,6 +19,7 @@ from shared.bus.control import publish_status, serve_control
 from shared.bus.replay import ReplayClient
 from shared.http import new_registry, serving_http
 from shared.networks.build import check_network_name
+from shared.secrets import without_credentials
 from shared.telemetry import Progress
 
 SERVICE = "learner"
@@ -37,7 +38,11 @@ async def run(config: LearnerConfig, *, stop: asyncio.Event) -> None:
     torch.set_num_threads(config.torch_threads)
     check_network_name(config.network)
     check_run_dir(config)
-    report, progress, registry = Report(nats=config.nats_url, agent=config.agent), Progress(), new_registry()
+    report, progress, registry = (
+        Report(nats=without_credentials(config.nats_url), agent=config.agent),
+        Progress(),
+        new_registry(),
+    )
     registry.register(LearnerMetrics(report))
     me = f"{socket.gethostname()}-{os.getpid()}"
     async with (

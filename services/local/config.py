@@ -21,9 +21,12 @@ from services.replay.config import ReplayConfig
 from shared.config import Settings, given, load
 from shared.errors import RunError
 from shared.kinds import R2D2, Seed
+from shared.presets import preset_path, read_preset
 from shared.secrets import without_credentials
 
 CONFIG_FILE = "config.yaml"
+LOCK_FILE = "lock"  # in every run directory
+_NO_PRESET = "--resume wants no --preset: the run has its own configuration"
 NATS_ACCESS = ("nats_url", "nats_token", "nats_ca", "nats_cert", "nats_key")
 INFERENCE_ACCESS = {
     "inference": ("inference_token", "tls_cert", "tls_key"),
@@ -129,7 +132,9 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
         if _is_true(said.get("resume")) and (run_dir := said.get("run_dir")):
             return cls._resumed(Path(run_dir), said, arguments, prog=prog, known=known)
         config = load(cls, arguments, prog=prog, known=known, preset_name=cls._default_preset(said))
-        if "run_id" not in said and Path(config.preset or "").name == CONFIG_FILE:  # of another run
+        if config.resume:  # by a preset, as is the directory perhaps
+            raise RunError(_NO_PRESET)
+        if config.preset is not None and "run_id" not in said and _is_of_a_run(config.preset):
             return config.model_copy(update={"run_id": _new_run_id(config.directory)})
         return config
 
@@ -144,7 +149,7 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
         known: Iterable[type[Settings]],
     ) -> Self:
         if "preset" in said:
-            raise RunError("--resume wants no --preset: the run has its own configuration")
+            raise RunError(_NO_PRESET)
         saved = run_dir / CONFIG_FILE
         if not saved.is_file():
             raise RunError(f"cannot resume {run_dir}: it holds no run ({CONFIG_FILE} is missing)")
@@ -168,6 +173,12 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
         """The run directory."""
         assert self.run_dir is not None
         return self.run_dir
+
+
+def _is_of_a_run(preset: str) -> bool:
+    """Whether the run id in `preset` is that of another run, in whose directory it stands."""
+    source = read_preset(preset).sources.get("run_id")
+    return source is not None and (preset_path(source).parent / LOCK_FILE).exists()
 
 
 def _new_run_id(run_dir: Path) -> str:

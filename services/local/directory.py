@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.learner.accounts import Accounts, has_begun, load_accounts
-from services.local.config import CONFIG_FILE, TrainConfig, replace_file, write_config
+from services.local.config import CONFIG_FILE, LOCK_FILE, TrainConfig, replace_file, write_config
 from services.local.summary import SUMMARY_FILE
 from shared.errors import RunError
 
-_LOCK_FILE = "lock"
 # What a run leaves that ended before it trained; nobody misses it when the directory is used again.
 _OF_A_FAILED_START = frozenset(
-    {CONFIG_FILE, _LOCK_FILE, "checkpoints", "connection.json", "logs", "nats", "summary.json", "tensorboard"}
+    {CONFIG_FILE, LOCK_FILE, "checkpoints", "connection.json", "logs", "nats", "summary.json", "tensorboard"}
 )
 
 
@@ -29,7 +28,7 @@ def used_directory(config: TrainConfig) -> Iterator[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         if not config.resume:
             _check_unused(directory)
-        lock = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise RunError(f"cannot write run directory {directory}: {error.strerror}") from error
     try:
@@ -63,7 +62,7 @@ def configured(config: TrainConfig) -> Iterator[None]:
 def is_used(directory: Path) -> bool:
     """Whether a `seedrl train` uses it now; True also where that cannot be told."""
     try:
-        with open(directory / _LOCK_FILE, "rb") as lock:
+        with open(directory / LOCK_FILE, "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
@@ -80,7 +79,7 @@ def _steps(directory: Path) -> int | None:
 
 def _check_unused(directory: Path) -> None:
     names = {path.name for path in directory.iterdir()}
-    is_ours = CONFIG_FILE in names or names <= {_LOCK_FILE}
+    is_ours = CONFIG_FILE in names or names <= {LOCK_FILE}
     if names - _OF_A_FAILED_START or not is_ours or has_begun(directory):
         raise RunError(f"run directory {directory} is not empty; give another one, or --resume")
 

@@ -16,6 +16,7 @@ from shared.bus.control import publish_status, serve_control
 from shared.bus.key_values import LEARNER_LEASE, lease_owner
 from shared.errors import ConfigurationError, ConnectionFailed
 from shared.http import new_registry, serving_http
+from shared.secrets import without_credentials
 from shared.telemetry import Progress
 
 SERVICE = "replay"
@@ -33,7 +34,7 @@ async def run(config: ReplayConfig, *, stop: asyncio.Event) -> None:
     """
     if config.agent != "r2d2":
         raise ConfigurationError(f"replay is for --agent r2d2, not {config.agent}")
-    report, progress, registry = Report(nats=config.nats_url), Progress(), new_registry()
+    report, progress, registry = Report(nats=without_credentials(config.nats_url)), Progress(), new_registry()
     registry.register(ReportMetrics(report))
     metrics = ReplayMetrics(registry)
     me = f"{socket.gethostname()}-{os.getpid()}"

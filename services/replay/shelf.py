@@ -76,7 +76,7 @@ class Shelf:
     def insert(self, rows: Rows, *, now: float) -> Inserted:
         """Inserts a message. Raises ValueError as `Table.insert`; nothing is changed then."""
         limit, size = self._config.replay_max_bytes, sum(map(len, rows.records))
-        self._is_full_of_bytes |= 0 < limit < self.table.total_bytes + size
+        self._is_full_of_bytes = 0 < limit < self.table.total_bytes + size
         inserted = self.table.insert(
             rows.header.stream_id,
             rows.header.first_row,

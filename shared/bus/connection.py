@@ -23,6 +23,7 @@ from shared.bus.tls import client_context
 from shared.bus.trouble import words
 from shared.config import NatsSettings
 from shared.errors import ConfigurationError, ConnectionFailed, Refused, SeedrlError
+from shared.secrets import without_credentials
 from shared.subjects import Subjects
 
 HEADER_BYTES = 1024
@@ -136,7 +137,7 @@ class _Connection:
         self, urls: list[str], token: str | None, name: str, *, tls: ssl.SSLContext | None, logs_start: bool
     ) -> None:
         self.client = PromptClient()
-        self.address = ",".join(_without_credentials(url) for url in urls)
+        self.address = without_credentials(",".join(urls))
         self.up = asyncio.Event()
         self.tried = asyncio.Event()
         self.was_up = False
@@ -278,10 +279,6 @@ def _validated(url: str) -> str:
     if problem:
         raise ConfigurationError(f"{_shown(url)!r} is no NATS URL like nats://host:4222: {problem}")
     return full
-
-
-def _without_credentials(url: str) -> str:
-    return re.sub(r"//.*@", "//", url)
 
 
 def _shown(url: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 
 import orjson
 import structlog
@@ -55,12 +56,20 @@ async def keep_spec(bus: Bus, spec: RunSpec) -> None:
     Raises ConfigurationError when the run has got another one since.
     """
     while True:
-        difference = (await create_spec(bus, spec)).disagreement(spec)
-        if difference:
+        found = await bus.persistently(partial(_spec_there, bus)) or await create_spec(bus, spec)
+        if difference := found.disagreement(spec):
             raise ConfigurationError(
                 f"run {bus.run_id} was begun anew with other settings after NATS lost its store: {difference}"
             )
         await asyncio.sleep(KEEP_SECONDS)
+
+
+async def _spec_there(bus: Bus) -> RunSpec | None:
+    with trouble("run spec"), suppress(BucketNotFoundError, KeyNotFoundError):
+        bucket = await bus.js.key_value(bus.subjects.bucket)
+        entry = await bucket.get(_SPEC_KEY)
+        return RunSpec.from_json(entry.value or b"")
+    return None
 
 
 async def wait_for_spec(bus: Bus) -> RunSpec:

@@ -58,6 +58,12 @@ async def ensure_queue(bus: Bus, max_messages: int) -> None:
     await bus.persistently(ensure)
 
 
+async def has_queue(bus: Bus, max_messages: int) -> bool:
+    """Whether there is a queue of this size or a larger one. Raises ConnectionFailed."""
+    info = await stream_info(bus, bus.subjects.trajectories_stream)
+    return info is not None and (info.config.max_msgs or 0) >= max_messages
+
+
 async def publish_chunk(bus: Bus, data: bytes, message_id: str) -> int:
     """Puts one message into the queue; returns its sequence once the server has it.
 

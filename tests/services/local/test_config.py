@@ -41,14 +41,26 @@ def test_the_configuration_of_a_run_makes_another_run_as_a_preset(tmp_path: Path
     path = tmp_path / "first" / CONFIG_FILE
     path.parent.mkdir()
     write_config(loaded("CartPole-v1", "--run-dir", str(path.parent), "--unroll", "7"), path)
+    (path.parent / "lock").touch()
     second = loaded("CartPole-v1", "--preset", str(path), "--run-dir", "second")
     assert second.unroll == 7
     assert second.run_id.startswith("second-")
     named = loaded("CartPole-v1", "--preset", str(path), "--run-dir", "second", "--run-id", "mine")
     assert named.run_id == "mine"
-    own = tmp_path / "own.yaml"
+    above = tmp_path / "above.yaml"
+    above.write_text("preset: first/config.yaml\nunroll: 8")
+    assert loaded("CartPole-v1", "--preset", str(above), "--run-dir", "third").run_id.startswith("third-")
+    own = tmp_path / CONFIG_FILE
     own.write_text("run_id: chosen")
     assert loaded("CartPole-v1", "--preset", str(own)).run_id == "chosen"
+
+
+@pytest.mark.parametrize("said", ["run_dir: x", "run_dir: x\nresume: true"])
+def test_a_preset_can_not_make_a_run_go_on_with_other_settings(said: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(said)
+    with pytest.raises(RunError, match="--resume wants no --preset"):
+        loaded("CartPole-v1", "--preset", str(path), *(() if "resume" in said else ("--resume",)))
 
 
 @pytest.mark.parametrize("name", ["mine", "default"])
@@ -105,12 +117,22 @@ def test_a_run_directory_that_is_no_path_is_refused_by_name(value: object) -> No
         loaded("CartPole-v1", "--preset", "mine.yaml")
 
 
-def test_credentials_in_the_address_of_nats_are_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEEDRL_NATS_URL", "nats://me:hush@h:1")
+@pytest.mark.parametrize(
+    ("url", "written"),
+    [
+        ("nats://me:hush@h:1", "nats://h:1"),
+        ("me:hush@h:1", "h:1"),
+        ("h:1, hush@i:1,tls://me:hu@sh@j:1", "h:1, i:1,tls://j:1"),
+    ],
+)
+def test_credentials_in_the_address_of_nats_are_not_written_down(
+    url: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEEDRL_NATS_URL", url)
     write("CartPole-v1", "--run-dir", "x")
-    assert yaml.safe_load(Path("x", CONFIG_FILE).read_text())["nats_url"] == "nats://h:1"
+    assert yaml.safe_load(Path("x", CONFIG_FILE).read_text())["nats_url"] == written
     resumed = loaded("CartPole-v1", "--run-dir", "x", "--resume")
-    assert resumed.nats_url == "nats://me:hush@h:1"
+    assert resumed.nats_url == url
 
 
 def test_the_help_says_what_the_seed_is_for(capsys: pytest.CaptureFixture[str]) -> None:
