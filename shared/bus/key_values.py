@@ -2,8 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import orjson
@@ -40,12 +40,12 @@ async def create_spec(bus: Bus, spec: RunSpec) -> RunSpec:
 
     async def create() -> RunSpec:
         bucket = await run_bucket(bus)
-        with trouble("run spec"), _lost_meanwhile("run spec"):
-            with suppress(KeyWrongLastSequenceError):
-                await bucket.create(_SPEC_KEY, spec.to_json())
-                return spec
-            entry = await bucket.get(_SPEC_KEY)
-        return RunSpec.from_json(entry.value or b"")
+        with trouble("run spec"), suppress(KeyWrongLastSequenceError, KeyNotFoundError):
+            await bucket.create(_SPEC_KEY, spec.to_json())
+            return spec
+        if (found := await _spec_there(bus)) is None:
+            raise ConnectionFailed("run spec: lost while it was read")
+        return found
 
     return await bus.persistently(create)
 
@@ -78,30 +78,11 @@ async def wait_for_spec(bus: Bus) -> RunSpec:
     A patient bus waits through any outage; otherwise ConnectionFailed. Raises ConfigurationError as
     `create_spec`.
     """
-
-    async def read() -> RunSpec | None:
-        bucket = await run_bucket(bus)
-        with trouble("run spec"):
-            try:
-                entry = await bucket.get(_SPEC_KEY)
-            except KeyNotFoundError:
-                return None
-        return RunSpec.from_json(entry.value or b"")
-
     while True:
-        spec = await bus.persistently(read)
+        spec = await bus.persistently(partial(_spec_there, bus))
         if spec is not None:
             return spec
         await asyncio.sleep(RETRY_SECONDS)
-
-
-@contextmanager
-def _lost_meanwhile(what: str) -> Iterator[None]:
-    """Raises ConnectionFailed where the server lost its store between two steps of the block."""
-    try:
-        yield
-    except KeyNotFoundError as error:
-        raise ConnectionFailed(f"{what}: lost while it was read") from error
 
 
 @asynccontextmanager

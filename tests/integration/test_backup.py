@@ -1,24 +1,16 @@
 """Run directory and NATS store are copied, lost and put back: the run goes on with exact accounts."""
 
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from shared.checkpoints import latest_checkpoint
-from tests.support.single_services import Service, SingleServices, single_services
+from tests.support.single_services import Service, SingleServices
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
 
 PRESETS = {"vtrace": "cartpole", "r2d2": "cartpole_r2d2"}
 ON = 3000  # steps after which training is taken to go on
-
-
-@pytest.fixture
-def services(tmp_path: Path) -> Iterator[SingleServices]:
-    with single_services(tmp_path) as started:
-        yield started
 
 
 def run_of(services: SingleServices, agent: str) -> list[Service]:

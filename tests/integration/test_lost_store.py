@@ -2,23 +2,15 @@
 
 import shutil
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.support.single_services import Service, SingleServices, single_services
+from tests.support.single_services import Service, SingleServices
 
 pytestmark = [pytest.mark.timeout(180)]
 
 PRESETS = {"vtrace": "cartpole", "r2d2": "cartpole_r2d2"}
 ON = 1000  # steps after which training is taken to go on
-
-
-@pytest.fixture
-def services(tmp_path: Path) -> Iterator[SingleServices]:
-    with single_services(tmp_path) as started:
-        yield started
 
 
 def started(services: SingleServices, name: str, agent: str) -> Service:

@@ -12,19 +12,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shared.addresses import free_port
-from tests.support.single_services import Service, SingleServices, single_services
+from tests.support.single_services import Service, SingleServices
 
 pytestmark = pytest.mark.timeout(180)
 
 SAME = ("--preset", "cartpole")
 BATCH_STEPS = 8 * 20
 ON = 3000  # steps after which training is taken to go on
-
-
-@pytest.fixture
-def services(tmp_path: Path) -> Iterator[SingleServices]:
-    with single_services(tmp_path) as started:
-        yield started
 
 
 def learner(services: SingleServices) -> Service:

@@ -280,7 +280,7 @@ async def test_an_actor_that_was_stopped_for_longer_than_a_step_may_take_goes_on
         await eventually(lambda: len(inference.streams) == 2, timeout=60)
         stream = await inference.steps(2, timeout=60)  # while the other group steps
         process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(3)
+        await asyncio.sleep(3)  # longer than a step may take
         process.send_signal(signal.SIGCONT)
         await inference.steps(len(stream.steps) + 3)
         process.terminate()
