@@ -115,11 +115,11 @@ class InferenceServicer:
             self._calls.discard(call)
 
     async def _serve(self, call: _Call, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        if self._closed is not None:
-            raise self._closed
         hello = await _exchanged(call, context, None)
         if hello is EOF:
             return
+        if self._closed is not None:  # said now: gRPC's clients take a status before their Hello for INTERNAL
+            raise self._closed
         introduction = read_hello(hello, run_id=self._run_id)
         self._streams.check(introduction)
         engine, rows = await self._agreement.join(introduction)
