@@ -1,14 +1,30 @@
 """What the command line and the environment say, not yet validated; knows no service's settings."""
 
+import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsError
 
 from shared.errors import ConfigurationError
 from shared.presets import ENV_PREFIX, nearest
+
+
+class _Variables(EnvSettingsSource):
+    """Of the environment: lists with commas, as on the command line, mappings as JSON."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """Raises ConfigurationError."""
+        if get_origin(field.annotation) is tuple:
+            return [each for each in value.strip().removeprefix("[").removesuffix("]").split(",") if each]
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            variable = ENV_PREFIX + field_name.upper()
+            raise ConfigurationError(f"{variable} must be JSON (got {value})") from error
 
 
 def _order_help(parser: Any, model: type[BaseModel], prog: str) -> None:
@@ -48,11 +64,8 @@ def environment(model: type[BaseSettings], names: set[str]) -> dict[str, Any]:
     for variable in os.environ:
         if variable.upper().startswith(ENV_PREFIX) and variable[len(ENV_PREFIX) :].lower() not in names:
             raise ConfigurationError(f"{variable} is no setting{nearest(variable, names)}")
-    try:
-        given = EnvSettingsSource(model)()
-        return {name: value for name, value in given.items() if name in names}  # not JSON, which is --json's
-    except SettingsError as error:
-        raise ConfigurationError(str(error)) from error
+    given = _Variables(model)()
+    return {name: value for name, value in given.items() if name in names}  # not JSON, which is --json's
 
 
 def flag(model: type[BaseModel], name: str) -> str:

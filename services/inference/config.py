@@ -51,3 +51,9 @@ class InferenceConfig(
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together")
         return self
+
+    @model_validator(mode="after")
+    def _cuda_graphs_want_cuda(self) -> Self:
+        if self.cuda_graphs and self.device == "cpu":
+            raise ValueError("cuda_graphs: there are none on device cpu")
+        return self

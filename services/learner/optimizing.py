@@ -12,10 +12,14 @@ from shared.errors import RunError, TrainingDiverged
 
 
 class OptimizedNetwork:
-    """A network and its optimizer. `updates` counts those of the run, done so far."""
+    """A network and its optimizer.
+
+    `updates` counts those of the run, done so far; `rolled_back` those among them that a crash lost.
+    """
 
     def __init__(self, network: nn.Module, config: LearnerConfig, *, device: torch.device) -> None:
         self.updates = 0
+        self.rolled_back = 0
         self.network = network.to(device)
         self.device = device
         self._config = config
@@ -52,6 +56,9 @@ class OptimizedNetwork:
         self.optimizer.load_state_dict(state)
         for group, values in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(values)
+        if self._config.optimizer == "rmsprop" and self._config.rmsprop_momentum:
+            for parameter in self._parameters:  # it may have had none until now
+                self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
     def _set_learning_rate(self, steps: int) -> float:
         """The learning rate of an update after `steps` consumed steps, now also the optimizer's."""
@@ -111,12 +118,16 @@ def _optimizer(
     parameters: list[nn.Parameter], config: LearnerConfig, device: torch.device
 ) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
+        # On a CPU the fused one believes, without a look, that gradients and moments lie in memory as the
+        # parameter does. What threads sum up and what checkpoints hold is contiguous; channels_last is not.
+        fused = device.type in ("cpu", "cuda") and all(each.is_contiguous() for each in parameters)
         return torch.optim.Adam(
             parameters,
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
-            fused=device.type in ("cpu", "cuda"),
+            fused=fused,
+            foreach=not fused,
         )
     return torch.optim.RMSprop(
         parameters,

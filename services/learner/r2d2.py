@@ -61,7 +61,7 @@ class R2D2Trainer(OptimizedNetwork):
             errors.detach().t().cpu().numpy(), valid.t().cpu().numpy(), self._config.priority_eta
         )
         self.updates += 1
-        if self.updates % self._config.target_update_period == 0:
+        if (self.updates - self.rolled_back) % self._config.target_update_period == 0:
             self.target_network.load_state_dict(self.network.state_dict())
         return R2D2Metrics(**numbers, priority=float(self.priorities.mean()), learning_rate=rate)
 

@@ -74,7 +74,7 @@ class Session:
             effective_updates=int(counters.get("effective_updates", 0)),
         )
         self.trainer.updates = accounts.updates
-        self._rolled_back = accounts.rolled_back
+        self.trainer.rolled_back = accounts.rolled_back
         self.is_saved = counters.get("updates") == accounts.updates
 
     def train(self, batch: Any, *, steps: int) -> UpdateMetrics | R2D2Metrics:
@@ -108,7 +108,7 @@ class Session:
             optimizer_state=self.trainer.optimizer_state(),
             counters={
                 "updates": updates,
-                "effective_updates": updates - self._rolled_back,
+                "effective_updates": updates - self.trainer.rolled_back,
                 "steps": steps,
             },
             rng=_rng_state(self.trainer.device),

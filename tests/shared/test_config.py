@@ -92,6 +92,18 @@ def test_values_of_every_kind_are_read() -> None:
     assert config.loud
 
 
+@pytest.mark.parametrize("text", ["32,16", "[32, 16]", " 32 , 1.6e1"])
+def test_the_environment_lists_numbers_as_the_command_line_does(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEEDRL_HIDDEN_SIZES", text)
+    assert loaded().hidden_sizes == (32, 16)
+    monkeypatch.setenv("SEEDRL_HIDDEN_SIZES", "32")
+    assert loaded().hidden_sizes == (32,)
+    monkeypatch.setenv("SEEDRL_HIDDEN_SIZES", "32,many")
+    assert refused().startswith("SEEDRL_HIDDEN_SIZES: ")
+
+
 def test_whole_numbers_in_scientific_notation_are_integers_wherever_they_are_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

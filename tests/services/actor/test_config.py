@@ -9,9 +9,15 @@ def loaded(*arguments: str) -> ActorConfig:
     return load(ActorConfig, arguments, prog="seedrl actor")
 
 
-def test_environment_arguments_are_json_on_the_command_line() -> None:
-    config = loaded("Env-v0", "--env-kwargs", '{"difficulty": 2, "names": ["a"], "flag": true}')
-    assert config.env_kwargs == {"difficulty": 2, "names": ["a"], "flag": True}
+def test_environment_arguments_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '{"difficulty": 2, "names": ["a"], "flag": true}'
+    arguments = {"difficulty": 2, "names": ["a"], "flag": True}
+    assert loaded("Env-v0", "--env-kwargs", text).env_kwargs == arguments
+    monkeypatch.setenv("SEEDRL_ENV_KWARGS", text)
+    assert loaded("Env-v0").env_kwargs == arguments
+    monkeypatch.setenv("SEEDRL_ENV_KWARGS", "difficulty=2")
+    with pytest.raises(ConfigurationError, match=r"^SEEDRL_ENV_KWARGS must be JSON \(got difficulty=2\)$"):
+        loaded("Env-v0")
 
 
 def test_the_task_is_the_id_without_its_module() -> None:

@@ -14,9 +14,11 @@ from services.learner.config import LearnerConfig
 from services.learner.optimizing import learning_rate
 from services.learner.rows import Slice
 from services.learner.training import UpdateMetrics, VTraceTrainer
+from shared.checkpoints import weights_from_bytes, weights_to_bytes
 from shared.errors import RunError, TrainingDiverged
 from shared.networks.build import build_network
-from shared.specs import RunSpec
+from shared.specs import LeafSpec, RunSpec
+from shared.trees import put_together, taken_apart
 from shared.types import Chunk
 from tests.support.learner_chunks import make_chunk, make_spec
 from tests.support.learner_history import (
@@ -241,6 +243,53 @@ def test_an_update_in_several_threads_is_the_update_in_one(threads: int) -> None
         torch.testing.assert_close(together.weights()[name], weights, rtol=1e-4, atol=1e-5)
 
 
+FRAME = LeafSpec(name="observation", dtype="uint8", shape=(36, 36), low=(0.0,), high=(255.0,))
+
+
+def frames_spec(network: str) -> RunSpec:
+    return make_spec(network=network, frame_stack=2, observation=(FRAME,), reward_clip=1.0)
+
+
+def contiguous_trainer(spec: RunSpec, **settings: Any) -> VTraceTrainer:
+    """One whose weights all lie in the order of their dimensions, which every optimizer understands."""
+    trainer = make_trainer(spec, **settings)
+    for parameter in trainer.network.parameters():
+        parameter.data = parameter.data.contiguous()
+    return trainer
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("network", ["impala_shallow", "impala_deep", "nature"])
+def test_how_weights_lie_in_memory_changes_nothing(network: str, optimizer: str) -> None:
+    """Neither with gradients that threads sum up nor with moments that a checkpoint brings."""
+    spec = frames_spec(network)
+    batches = [batch_of(make_chunk(spec=spec, rows=4, seed=seed), spec=spec) for seed in range(4)]
+    settings = {"optimizer": optimizer, "learning_rate": 1e-3, "adam_epsilon": 1e-3}  # noise stays small
+    expected, threaded = (
+        contiguous_trainer(spec, **settings),
+        make_trainer(spec, **settings, training_threads=2),
+    )
+    stopped, resumed = make_trainer(spec, **settings), make_trainer(spec, **settings)
+    for batch in batches:
+        expected.train(batch, steps=0)
+        threaded.train(batch, steps=0)
+    for batch in batches[:2]:
+        stopped.train(batch, steps=0)
+    resumed.load(*saved_and_read(stopped))
+    for batch in batches[2:]:
+        resumed.train(batch, steps=0)
+    for trainer in (threaded, resumed):
+        for name, weights in expected.weights().items():
+            torch.testing.assert_close(trainer.weights()[name], weights, rtol=0, atol=2e-4, msg=name)
+
+
+def saved_and_read(trainer: VTraceTrainer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and optimizer state, as a checkpoint's file brings them back."""
+    tensors, structure = taken_apart(trainer.optimizer_state())
+    read = weights_from_bytes(weights_to_bytes(tensors))
+    return weights_from_bytes(weights_to_bytes(trainer.weights())), put_together(read, structure)
+
+
 def test_rmsprop_has_its_epsilon_outside_the_root() -> None:
     gradient, change = one_step(learning_rate=0.1, rmsprop_decay=0.9, rmsprop_epsilon=0.5)
     expected = -0.1 * gradient / ((0.1 * gradient.square()).sqrt() + 0.5)
@@ -372,6 +421,16 @@ def test_what_is_configured_now_wins_over_what_the_checkpoint_was_trained_with()
     after.load(before.weights(), before.optimizer_state())
     assert after.optimizer.param_groups[0]["alpha"] == 0.9
     assert after.optimizer.param_groups[0]["eps"] == 0.1
+
+
+def test_momentum_can_be_switched_on_for_a_run_that_was_without() -> None:
+    spec = make_spec()
+    batch = batch_of(make_chunk(spec=spec), spec=spec)
+    before, after = make_trainer(spec), make_trainer(spec, rmsprop_momentum=0.9)
+    before.train(batch, steps=0)
+    after.load(before.weights(), before.optimizer_state())
+    after.train(batch, steps=0)
+    assert all("momentum_buffer" in state for state in after.optimizer.state.values())
 
 
 def test_another_optimizers_state_is_refused_in_words() -> None:
