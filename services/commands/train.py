@@ -153,6 +153,9 @@ async def _shown(
     settings = shlex.quote(str(run.config.directory / CONFIG_FILE))
     join = f"seedrl actor {run.config.env} --preset {settings} --inference-url {run.inference_url}"
     console.print(f"another actor: {join}", soft_wrap=True, highlight=False)
+    if run.outer_inference_url:
+        elsewhere = f"with a copy of that file and --inference-url {run.outer_inference_url}"
+        console.print(f"on another host: the same {elsewhere}", soft_wrap=True, highlight=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
             async with _repeated(lambda: live.update(_table(run, board, actors)), TABLE_SECONDS):

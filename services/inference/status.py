@@ -73,6 +73,8 @@ class Report:
         """What must come before actions are given; empty when nothing must."""
         engine = self._agreement.engine
         waiting = [] if self._bus.is_connected else [self._nats]
+        if self.paused:
+            waiting.append("resume (the run is paused)")
         if not self._streams.live:
             waiting.append("actors")
         if engine and not engine.weights_version:

@@ -108,8 +108,7 @@ def doing(service: str, status: Status) -> str:
         streams = status.get("streams") or []
         environments = sum(stream.get("rows", 0) for stream in streams)
         speed = status.get("steps_per_second") or 0
-        paused = ", paused" if status.get("paused") else ""
-        return f"{len(streams)} streams, {environments} environments, {speed:,.0f} steps/s{paused}"
+        return f"{len(streams)} streams, {environments} environments, {speed:,.0f} steps/s"
     if service == "actor":  # as inference sees it
         return f"{status['groups']} groups, {status['environments']} environments, {status['steps']:,} steps"
     if service == "replay":

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from socket import gethostname
 
 from pydantic import SecretStr
 
@@ -32,6 +33,8 @@ class LocalRun:
         self.nats = nats
         self._port = free_port(config.host, config.port)
         self.inference_url = joined(_reachable(config.host), self._port)
+        is_open = config.host != _reachable(config.host)
+        self.outer_inference_url = joined(gethostname(), self._port) if is_open else None  # for other hosts
         self._actor_ports: dict[str, int] = {}
         self.services = {
             "inference": self._service("inference", self._inference_command),

@@ -140,6 +140,7 @@ def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Pa
         settled = run.accounts()["steps"]
         assert seedrl("control", "status", directory, cwd=tmp_path).returncode == 0
         assert run.accounts()["steps"] - settled <= 2000
+        assert "waiting for resume (the run is paused)" in seedrl("status", directory, cwd=tmp_path).stdout
         assert seedrl("control", "resume", directory, cwd=tmp_path).returncode == 0
         run.until_steps(settled + 4000)
 

@@ -145,14 +145,18 @@ async def test_pausing_withholds_actions_and_does_not_count_as_the_actors_delay(
         await actor.play(2)
         replies = await request_control(learner.bus, "pause", timeout=5)
         assert [reply["service"] for reply in replies] == ["inference"]
-        assert (await service.status())["paused"]
+        status = await service.status()
+        assert status["paused"]
+        assert status["waiting"] == ["resume (the run is paused)"]
         await actor.ask()
         heard = asyncio.create_task(actor.heard())
         await asyncio.wait([heard], timeout=1.5)
         assert not heard.done()
         await request_control(learner.bus, "resume", timeout=5)
         await asyncio.wait_for(heard, 5)
-        assert not (await service.status())["paused"]
+        status = await service.status()
+        assert not status["paused"]
+        assert status["waiting"] == []
         await actor.play(1)
 
 
