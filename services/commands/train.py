@@ -52,6 +52,15 @@ PLAIN_LINE_SECONDS = 5.0
 TABLE_SECONDS = 0.5
 
 
+class _Console(Console):
+    """One that goes on in silence when nobody reads what it prints any more."""
+
+    def on_broken_pipe(self) -> None:
+        """As the base's, which ends the program."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 def train(config: TrainConfig) -> int:
     """Runs a whole training; returns the exit status."""
     configure_logging(config.log_level, config.log_format, "supervisor", secrets=secret_values(config))
@@ -60,7 +69,7 @@ def train(config: TrainConfig) -> int:
 
         check_network_name(config.network)
     check_env(config.env)
-    console = Console(markup=False)  # paths and what environments say may look like markup
+    console = _Console(markup=False)  # paths and what environments say may look like markup
     with used_directory(config) as directory:
         discarded = discarded_before(config)
         with configured(config):
@@ -112,9 +121,17 @@ def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
 async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[str, Any]:
     """Runs it to its end and leaves a summary, also when a service fails for good."""
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     queue, run, replay, board = None, None, None, StatusBoard()
+
+    def interrupted() -> None:
+        if run is not None and stop.is_set():
+            run.kill()
+        elif run is not None:
+            console.print("stopping: what was learned is saved; another Ctrl-C ends all at once")
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupted)
     try:
         async with (
             nats_of_run(config) as nats,
@@ -202,7 +219,9 @@ def _absences(
     return {
         name: service.deaths
         for name, service in run.services.items()
-        if service.deaths and service.state != "done" and name not in present
+        if service.deaths
+        and service.state != "done"
+        and (name not in present or service.state == "restarting")
     }
 
 

@@ -15,13 +15,21 @@ _PROCESSOR_BUSY = 0.95
 
 
 def bottleneck(
-    learner: Status, inferences: Sequence[Status], replay: Status | None, processor: float | None
+    learner: Status,
+    inferences: Sequence[Status],
+    replays: Sequence[Status] | None,
+    processor: float | None,
 ) -> str:
-    """From statuses with `waiting` and `activity`, and the busy share of the processor."""
+    """From statuses with `waiting` and `activity`, and the busy share of the processor.
+
+    replays: None for a run without replay.
+    """
     if learner.get("waiting"):
         return f"the learner waits for {', '.join(learner['waiting'])}"
     if not inferences:
         return "no inference service says anything"
+    if replays is not None and not replays:
+        return "no replay service says anything"
     if any(inference.get("paused") for inference in inferences):
         return "paused: inference withholds all actions (seedrl control resume)"
     awaited = set.intersection(*(set(each.get("waiting", ())) for each in inferences)) - {QUEUE_ROOM}
@@ -40,8 +48,9 @@ def bottleneck(
         return f"processor: all cores of the learner's machine are busy ({said})"
     if working >= _BUSY:
         return f"inference: the model works all the time ({said})"
-    if replay is not None and held > training["input"]:
-        return f"replay: it takes no more until more is sampled; limiter: {replay.get('limiter')} ({said})"
+    if replays and held > training["input"]:
+        limiter = replays[0].get("limiter")
+        return f"replay: it takes no more until more is sampled; limiter: {limiter} ({said})"
     if held > max(training["input"], working):
         return f"learner: inference is held back, since the queue is full ({said})"
     return f"actors: inference waits for their observations; more actors would help ({said})"

@@ -105,8 +105,8 @@ class Report:
 
     def _bottleneck(self) -> str:
         me = {"waiting": self.waiting(), "activity": self.activity.shares()}
-        replays = self.board.live("replay") if self.agent == "r2d2" else []
-        return bottleneck(me, self.board.live("inference"), next(iter(replays), None), self.processor.busy)
+        replays = self.board.live("replay") if self.agent == "r2d2" else None
+        return bottleneck(me, self.board.live("inference"), replays, self.processor.busy)
 
     def _of_replay(self) -> dict[str, Any]:
         inserted = self.replay.inserted_items if self.replay else 0

@@ -95,6 +95,10 @@ class ChildProcess:
         """Asks it to drain, save and exit."""
         self._signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        """Ends it at once."""
+        self._signal(signal.SIGKILL)
+
     async def ended(self, *, within: float) -> None:
         """Waits up to `within` seconds for its end, then kills it."""
         if self._process is None:
@@ -102,7 +106,7 @@ class ChildProcess:
         try:
             await asyncio.wait_for(self._process.wait(), within)
         except TimeoutError:
-            self._signal(signal.SIGKILL)
+            self.kill()
             await self._process.wait()
 
     def last_words(self) -> str:

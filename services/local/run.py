@@ -78,6 +78,11 @@ class LocalRun:
             if name in self.services:
                 await self.services[name].end(grace_seconds=grace)
 
+    def kill(self) -> None:
+        """Ends every service at once; what was trained since the newest checkpoint is lost."""
+        for service in self.services.values():
+            service.process.kill()
+
     @property
     def actor_addresses(self) -> dict[str, str]:
         """Where each actor that was started answers HTTP, by its name."""
@@ -110,6 +115,7 @@ class LocalRun:
                 niceness=ACTOR_NICENESS if is_actor else 0,
             ),
             self._steps,
+            ends_the_run=name == "learner",
         )
 
     def _access(self, service: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ log = structlog.get_logger()
 FINAL_STATUSES = frozenset({2, 4, 5})
 MAX_CRASHES = 5
 CRASH_WINDOW_SECONDS = 60.0
+_LULL_SECONDS = 10.0  # where a run was stopped and its services end by themselves, so does the learner by then
 
 
 class ServiceFailed(SeedrlError):
@@ -54,26 +55,37 @@ class RestartPolicy:
 class SupervisedService:
     """A child process that is started again when it dies."""
 
-    def __init__(self, process: ChildProcess, steps: Callable[[], int | None] = lambda: None) -> None:
-        """`steps`: how far the run has come, where that is known."""
+    def __init__(
+        self,
+        process: ChildProcess,
+        steps: Callable[[], int | None] = lambda: None,
+        *,
+        ends_the_run: bool = True,
+    ) -> None:
+        """`steps`: how far the run has come, where that is known. `ends_the_run`: when it exits with 0."""
         self.process = process
         self.restarts = 0
         self.state = "starting"
         self.died_at = float("-inf")  # at last; monotonic
         self.deaths = ""  # how often and how, in words
         self._steps = steps
+        self._ends_the_run = ends_the_run
         self._policy = RestartPolicy()
         self._starting = asyncio.Lock()
         self._ending = asyncio.Event()
 
     async def run_until_done(self) -> None:
-        """Runs it, again after each crash, until it exits with 0 or `end` is called. Raises ServiceFailed."""
+        """Runs it, again after each death, until it has ended the run or `end` is called.
+
+        One that exits with 0 and ends no run was sent a SIGTERM by somebody, or the run was stopped. Raises
+        ServiceFailed.
+        """
         while not self._ending.is_set():
             async with self._starting:
                 await self.process.start()
             self.state = "running"
             status = await self.process.wait()
-            if status == 0 or self._ending.is_set():
+            if self._ending.is_set() or (status == 0 and self._ends_the_run):
                 self.state = "done"
                 return
             await self._recover(status)
@@ -90,10 +102,10 @@ class SupervisedService:
         self.state, self.died_at = "restarting", time.monotonic()
         self.restarts += 1
         often = "once" if self.restarts == 1 else f"{self.restarts} times, at last"
-        self.deaths = f"died {often} with {how}: {words}"
-        log.warning("service died; starting it again", service=name, ended_by=how, last_words=words)
+        self.deaths = f"died {often} with {how}: {words}" if status else f"ended {often} by itself: {words}"
+        log.warning("service ended; starting it again", service=name, ended_by=how, last_words=words)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ending.wait(), delay)
+            await asyncio.wait_for(self._ending.wait(), delay if status else max(delay, _LULL_SECONDS))
 
     async def end(self, *, grace_seconds: float) -> None:
         """Asks the process to drain and exit; kills it after `grace_seconds`."""

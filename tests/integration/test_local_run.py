@@ -150,6 +150,43 @@ def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Pa
     assert_exact(run.summary())
 
 
+def test_a_second_interrupt_ends_a_run_whose_learner_does_not_end(tmp_path: Path) -> None:
+    with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_steps(1000)
+        learner = run.pid("learner")
+        os.kill(learner, signal.SIGSTOP)
+        run.process.send_signal(signal.SIGINT)
+        run.until_said("stopping: what was learned is saved; another Ctrl-C ends all at once")
+        run.end(signal.SIGINT, seconds=8)
+        assert run.process.returncode == 0
+    assert not Path(f"/proc/{learner}").exists()
+    assert run.summary()["exit_reason"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_any_more_what_it_says(tmp_path: Path) -> None:
+    with training(*CARTPOLE, "--max-seconds", "10", directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_said("training")
+        assert run.process.stdout is not None
+        run.process.stdout.close()
+        assert run.process.wait(timeout=60) == 0
+    assert run.summary()["exit_reason"] == "time limit reached"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("service", ["inference", "actor"])
+def test_a_service_that_somebody_else_ends_is_started_again(service: str, tmp_path: Path) -> None:
+    with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_steps(1000)
+        os.kill(run.pid(service), signal.SIGTERM)
+        words = run.until_said(f"{service}{'-0' if service == 'actor' else ''} ended once by itself")
+        assert "/logs/" in words
+        before = run.accounts()["steps"]
+        run.until_steps(before + 10_000)
+        run.end()
+    assert_exact(run.summary())
+
+
 def test_a_terminal_shows_what_each_service_does_and_the_bottleneck(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     words = command("train", *CARTPOLE, "--run-dir", tmp_path / "run")

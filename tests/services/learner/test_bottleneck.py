@@ -37,7 +37,7 @@ def test_the_bottleneck_is_named(
     processor: float,
     words: str,
 ) -> None:
-    said = bottleneck(learner, [inference], replay, processor)
+    said = bottleneck(learner, [inference], None if replay is None else [replay], processor)
     assert said.startswith(words), said
 
 
@@ -52,3 +52,4 @@ def test_figures_stand_beside_the_words_and_silence_is_said() -> None:
     assert "inference works 10%, waits for input 90%, for output 0%" in said
     assert "processor 40% busy" in said
     assert bottleneck(says(0, 1, 0), [], None, None) == "no inference service says anything"
+    assert bottleneck(says(0, 1, 0), [says(0, 1, 0)], [], None) == "no replay service says anything"

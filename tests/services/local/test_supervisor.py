@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.local import supervisor
 from services.local.process import ChildProcess
 from services.local.supervisor import RestartPolicy, ServiceFailed, SupervisedService
 from tests.support.waiting import eventually
@@ -46,6 +47,20 @@ async def test_a_crashed_service_is_started_again(tmp_path: Path) -> None:
     assert service.restarts == 1
     assert before < service.died_at < time.monotonic()
     assert service.deaths == f"died once with status 9: see {tmp_path / 'child.log'}"
+
+
+async def test_a_service_that_ends_while_the_run_goes_on_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LULL_SECONDS", 0.5)
+    service = SupervisedService(child(tmp_path, ""), ends_the_run=False)
+    running = asyncio.create_task(service.run_until_done())
+    before = time.monotonic()
+    await eventually(lambda: service.restarts == 2, 20)
+    assert time.monotonic() - before >= 0.5
+    assert service.deaths == f"ended 2 times, at last by itself: see {tmp_path / 'child.log'}"
+    await service.end(grace_seconds=5)
+    await asyncio.wait_for(running, 5)
 
 
 async def test_a_mistake_of_the_user_is_final_and_said_in_its_own_words(tmp_path: Path) -> None:
