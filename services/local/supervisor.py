@@ -17,7 +17,7 @@ log = structlog.get_logger()
 FINAL_STATUSES = frozenset({2, 4, 5})
 MAX_CRASHES = 5
 CRASH_WINDOW_SECONDS = 60.0
-_LULL_SECONDS = 10.0  # where a run was stopped and its services end by themselves, so does the learner by then
+_LULL_SECONDS = 10.0  # the learner of a run that was stopped ends by then, as its other services do
 
 
 class ServiceFailed(SeedrlError):
