@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from shared.errors import ConfigurationError
-from shared.kinds import LONGEST_SECONDS, MAX_SIZE, R2D2, Device, Only, Size, Threads
+from shared.kinds import LONGEST_SECONDS, MAX_SIZE, R2D2, Device, Heading, Only, Size, Threads
 from shared.origins import Origin, mistakes
 from shared.presets import ENV_PREFIX, Preset, read_preset
 from shared.scalars import as_given
@@ -37,10 +37,13 @@ from shared.sources import command_line, environment, flag, settings_names
 from shared.subjects import validated_run_id
 
 SECRETS = frozenset({"inference_token", "nats_token"})
+BATCHES_HELD = 2  # by the learner
 
 
 class Settings(BaseSettings):
     """Base of every command's configuration."""
+
+    heading: ClassVar[Heading]
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -85,6 +88,8 @@ class Settings(BaseSettings):
 class Group(BaseModel):
     """Base of the groups of settings; a field's docstring is its help text."""
 
+    heading: ClassVar[Heading]
+
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         use_attribute_docstrings=True, allow_inf_nan=False
     )
@@ -92,6 +97,8 @@ class Group(BaseModel):
 
 class LogSettings(Group):
     """How a service logs."""
+
+    heading = Heading.LOGGING
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe events that are logged."""
@@ -101,6 +108,8 @@ class LogSettings(Group):
 
 class RunSettings(Group):
     """Which run a service belongs to."""
+
+    heading = Heading.RUN
 
     run_id: str = "default"
     """Run this service belongs to; several runs share one NATS server without meeting."""
@@ -117,6 +126,8 @@ class RunSettings(Group):
 class HttpSettings(Group):
     """Where a service answers /healthz, /readyz, /metrics and /status."""
 
+    heading = Heading.LOGGING
+
     http_host: str = "127.0.0.1"
     """Address the HTTP endpoints bind to."""
     http_port: int = Field(0, ge=0, le=65535)
@@ -128,12 +139,16 @@ class HttpSettings(Group):
 class ServiceSettings(LogSettings, RunSettings, HttpSettings):
     """What every service has."""
 
+    heading = Heading.LOGGING
+
     grace_seconds: float = Field(10.0, gt=0, le=LONGEST_SECONDS)
     """How long a service may take to drain and save after SIGTERM."""
 
 
 class NatsSettings(Group):
     """How to reach NATS."""
+
+    heading = Heading.ACCESS
 
     nats_url: str = "nats://127.0.0.1:4222"
     """URL of the NATS server."""
@@ -173,6 +188,8 @@ class NatsSettings(Group):
 class InferenceAccess(Group):
     """What actors must bring to be served by inference."""
 
+    heading = Heading.ACCESS
+
     inference_token: CliSuppress[SecretStr | None] = None
     """Token that actors must bring; given as SEEDRL_INFERENCE_TOKEN."""
     inference_token_file: Path | None = None
@@ -191,21 +208,30 @@ class InferenceAccess(Group):
         return [line.strip() for line in secret.splitlines() if line.strip()]
 
 
-class AgentSettings(Group):
-    """What inference and the learner of one run must agree on."""
+class NetworkSettings(Group):
+    """The network that inference and the learner of one run have."""
 
-    agent: Literal["vtrace", "r2d2"] = "vtrace"
-    """Algorithm: vtrace (IMPALA), or r2d2 (recurrent Q-learning from a prioritized replay)."""
+    heading = Heading.NETWORK
+
     network: str = "auto"
     """mlp, nature, impala_shallow, impala_deep or your own module:Class; auto: impala_shallow or mlp."""
     lstm_size: int = Field(0, ge=0, le=MAX_SIZE)
     """Units of the LSTM core; 0: none."""
     hidden_sizes: tuple[Size, ...] = (64, 64)
-    """Layer sizes of the mlp network."""
+    """Layer sizes of the mlp network, with commas between them."""
     dueling_size: Annotated[int, R2D2] = Field(0, ge=0, le=MAX_SIZE)
-    """Units of the hidden layer in each of R2D2's two heads, V and A; 0: straight linear."""
+    """Units of the hidden layer in each of the two heads, V and A; 0: straight linear."""
     frame_stack: int = Field(1, ge=1, le=64)
     """Newest frames the policy sees at once; inference stacks them, actors send single frames."""
+
+
+class AgentSettings(NetworkSettings):
+    """What inference and the learner of one run must agree on."""
+
+    heading = Heading.TRAINING
+
+    agent: Annotated[Literal["vtrace", "r2d2"], Heading.RUN] = "vtrace"
+    """Algorithm: vtrace (IMPALA), or r2d2 (recurrent Q-learning from a prioritized replay)."""
     unroll: Size = 20
     """Steps of a trajectory chunk (T)."""
     reward_clip: float = Field(0.0, ge=0)
@@ -213,22 +239,36 @@ class AgentSettings(Group):
     discount: float = Field(0.99, ge=0, le=1)
     """Discount γ of future rewards."""
     n_steps: Annotated[Size, R2D2] = 5
-    """Rewards that R2D2 sums before it bootstraps (n)."""
+    """Rewards that are summed before the bootstrap (n)."""
     batch_size: Size = 32
     """Trajectories (rows of T steps; sequences for R2D2) per update."""
-    max_queued_batches: int = Field(3, ge=2, le=MAX_SIZE)
-    """Batches that may wait in the work queue before actors are slowed down."""
+    max_queued_batches: int = Field(3, le=MAX_SIZE)
+    """Batches in the work queue, with the two that the learner holds, before actors are slowed down; at least
+    3."""
+
+    @field_validator("max_queued_batches")
+    @classmethod
+    def _queue_is_larger_than_what_is_held(cls, value: int) -> int:
+        """What the learner holds stays in the queue until its update is done."""
+        if value <= BATCHES_HELD:
+            raise ValueError(
+                f"must be at least {BATCHES_HELD + 1}: "
+                "the learner holds one batch in training and one prefetched"
+            )
+        return value
 
 
 class SequenceSettings(Group):
     """What replay and the learner of an R2D2 run must agree on; without meaning for V-trace."""
 
+    heading = Heading.R2D2
+
     burn_in: Annotated[int, R2D2] = Field(40, ge=0, le=MAX_SIZE)
-    """Steps at a sequence's start that only bring the recurrent state up to date (R2D2)."""
+    """Steps at a sequence's start that only bring the recurrent state up to date."""
     sequence_length: Annotated[Size, R2D2] = 80
-    """Steps of a sequence after --burn-in, those that are trained (R2D2); a multiple of --unroll."""
+    """Steps of a sequence after --burn-in, those that are trained; a multiple of --unroll."""
     priority_eta: Annotated[float, R2D2] = Field(0.9, ge=0, le=1)
-    """η: a sequence's priority is η·max|δ| + (1 − η)·mean|δ| over its trained steps (R2D2)."""
+    """η: a sequence's priority is η·max|δ| + (1 − η)·mean|δ| over its trained steps."""
 
     @model_validator(mode="after")
     def _sequences_are_whole_chunks(self) -> Self:
@@ -242,6 +282,8 @@ class SequenceSettings(Group):
 
 class DeviceSettings(Group):
     """Where and how the network computes."""
+
+    heading = Heading.DEVICES
 
     device: Device = "auto"
     """cpu, cuda, cuda:N; auto: cuda where there is one."""

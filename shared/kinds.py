@@ -1,7 +1,8 @@
-"""Kinds of settings: numbers within bounds, names of devices, and marks for what is for one agent alone."""
+"""Kinds of settings: numbers within bounds, names of devices, and marks of what a setting is for."""
 
 import re
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -26,6 +27,29 @@ def _checked_device(name: str) -> str:
 
 
 Device = Annotated[str, AfterValidator(_checked_device)]
+
+
+class Heading(Enum):
+    """What settings stand below in help, in this order.
+
+    Marks a setting, or is the attribute `heading` of a class for those that it declares.
+    """
+
+    RUN = "Run"
+    ENVIRONMENTS = "Environments and actors"
+    NETWORK = "Network"
+    TRAINING = "Training"
+    VTRACE = "V-trace (--agent vtrace)"
+    R2D2 = "R2D2 and replay (--agent r2d2)"
+    OPTIMIZER = "Optimizer"
+    DEVICES = "Devices and threads"
+    INFERENCE = "Inference"
+    ACCESS = "NATS, tokens and TLS"
+    LOGGING = "Logging, HTTP and shutdown"
+
+
+HEADINGS = {"vtrace": Heading.VTRACE, "r2d2": Heading.R2D2}
+"""Of what is for one agent alone."""
 
 
 @dataclass(frozen=True)

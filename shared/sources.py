@@ -1,16 +1,27 @@
 """What the command line and the environment say, not yet validated; knows no service's settings."""
 
+import argparse
 import json
 import os
+import re
 from collections.abc import Sequence
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    CliSettingsSource,
+    EnvSettingsSource,
+    SettingsError,
+)
 
+from shared.descriptions import arranged, default, description
 from shared.errors import ConfigurationError
 from shared.presets import ENV_PREFIX, nearest
+
+(_POSITIONAL,) = get_args(CliPositionalArg[str])[1:]
 
 
 class _Variables(EnvSettingsSource):
@@ -27,14 +38,39 @@ class _Variables(EnvSettingsSource):
             raise ConfigurationError(f"{variable} must be JSON (got {value})") from error
 
 
-def _order_help(parser: Any, model: type[BaseModel], prog: str) -> None:
-    """Puts a command's own options before those it shares with others, and a short usage above them."""
-    own = [f"--{name.replace('_', '-')}" for name in model.__annotations__]
+def _arrange_help(parser: Any, model: type[BaseModel], prog: str) -> None:
+    """Puts options below their headings, those of the command itself first, and a short usage above all."""
     positional = [action for action in parser._actions if not action.option_strings]
     words = [f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar) for action in positional]
     parser.usage = " ".join([prog, "[OPTIONS]", *words])
-    for group in parser._action_groups:
-        group._group_actions.sort(key=lambda action: not set(own) & set(action.option_strings))
+    actions = {action.dest: action for action in parser._actions}
+    own = parser._optionals
+    for heading, names in arranged(model).items():
+        group = own if heading is None else parser.add_argument_group(heading.value)
+        for name in names:
+            action = actions[_destination(name, model.model_fields[name])]
+            _describe(action, model, name)
+            if action in own._group_actions:
+                own._group_actions.remove(action)
+                group._group_actions.append(action)
+
+
+def _describe(action: argparse.Action, model: type[BaseModel], name: str) -> None:
+    field = model.model_fields[name]
+    value = default(field)
+    if action.help is not argparse.SUPPRESS:
+        text = description(model, name) + (f" (default: {value})" if value is not None else "")
+        action.help = text.replace("%", "%%")
+    if get_origin(field.annotation) is tuple:
+        (kind,) = re.findall(r"tuple\[(\w+)", str(action.metavar))
+        action.metavar = f"{kind},{kind},..."
+    elif get_origin(field.annotation) is dict:
+        action.metavar = "JSON"
+
+
+def _destination(name: str, field: FieldInfo) -> str:
+    alias = field.validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
 
 
 def settings_names(*models: type[BaseModel]) -> set[str]:
@@ -48,7 +84,7 @@ def command_line(model: type[BaseSettings], arguments: Sequence[str], *, prog: s
     """The settings among `arguments`. Raises ConfigurationError; `--help` prints and raises SystemExit(0)."""
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(model, cli_prog_name=prog)
-        _order_help(source.root_parser, model, prog)
+        _arrange_help(source.root_parser, model, prog)
         source(args=list(arguments))
         return dict(source())
     except SettingsError as error:
@@ -71,4 +107,6 @@ def environment(model: type[BaseSettings], names: set[str]) -> dict[str, Any]:
 def flag(model: type[BaseModel], name: str) -> str:
     """What a setting is called on the command line."""
     field = model.model_fields.get(name)
-    return f"--{name.replace('_', '-')}" if field is None or not field.is_required() else name.upper()
+    if field is not None and _POSITIONAL in field.metadata:
+        return name.upper().replace("_", "-")
+    return f"--{(name if field is None else _destination(name, field)).replace('_', '-')}"

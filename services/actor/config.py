@@ -4,13 +4,13 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import CliPositionalArg
 
 from shared.config import InferenceAccess, ServiceSettings, Settings
-from shared.kinds import Seed
+from shared.kinds import Heading, Seed
 
 _ADDRESS = re.compile(r"unix:.+|(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):(?P<port>\d{1,5})")
 
@@ -30,11 +30,13 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
                seedrl actor my_package:MyEnv-v0 --vectorization async --env-kwargs '{"difficulty": 2}'
     """
 
+    heading = Heading.ENVIRONMENTS
+
     env: CliPositionalArg[str]
     """Environment: a Gymnasium id, or module:id for one that your own module registers."""
     inference_url: str = "127.0.0.1:50051"
     """Address of the inference service, host:port (or unix:/path)."""
-    tls_ca: Path | None = None
+    tls_ca: Annotated[Path | None, Heading.ACCESS] = None
     """PEM file with the certificates that vouch for inference's; with it, inference is spoken to over TLS."""
     actor_id: str = Field(default_factory=default_actor_id, min_length=1, max_length=128)
     """Name of this actor in logs and statistics; default: host and process id."""
@@ -62,7 +64,7 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     shared_memory: bool = True
     """Leave observations in shared memory and messages in pipes for an inference service that can reach both,
     one on the same Linux host and as the same user; to any other they go over gRPC."""
-    seed: Seed | None = None
+    seed: Annotated[Seed | None, Heading.RUN] = None
     """Seed of the environments, together with actor id and group; default: a fresh one."""
 
     @field_validator("inference_url")

@@ -1,7 +1,7 @@
 """Configuration of the inference service."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from shared.config import (
     ServiceSettings,
     Settings,
 )
-from shared.kinds import MAX_SLOTS, Seed
+from shared.kinds import MAX_SLOTS, Heading, Seed
 
 
 class InferenceConfig(
@@ -25,13 +25,15 @@ class InferenceConfig(
                SEEDRL_NATS_TOKEN=… seedrl inference --run-id pong --device cuda --max-batch-size 512
     """
 
+    heading = Heading.INFERENCE
+
     host: str = "127.0.0.1"
     """Address the gRPC server binds to."""
     port: int = Field(50051, ge=0, le=65535)
     """Port of the gRPC server; 0 takes a free one and logs it."""
-    tls_cert: Path | None = None
+    tls_cert: Annotated[Path | None, Heading.ACCESS] = None
     """PEM file with the gRPC server's certificate chain; with --tls-key, actors are served over TLS only."""
-    tls_key: Path | None = None
+    tls_key: Annotated[Path | None, Heading.ACCESS] = None
     """PEM file with the key of --tls-cert."""
     max_batch_size: int = Field(256, ge=1, le=MAX_SLOTS)
     """Rows (environments) after which a batch leaves; a larger group goes alone."""
@@ -43,7 +45,7 @@ class InferenceConfig(
     """Seconds an actor may take for a step before its stream is ended; its waiting does not count."""
     cuda_graphs: bool = False
     """On a CUDA device, launch the network's kernels as one CUDA graph for each number of rows."""
-    seed: Seed | None = None
+    seed: Annotated[Seed | None, Heading.RUN] = None
     """Seed of the sampled actions; default: a fresh one."""
 
     @model_validator(mode="after")

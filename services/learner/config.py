@@ -3,83 +3,26 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from shared.config import (
     AgentSettings,
     DeviceSettings,
+    Group,
     NatsSettings,
     SequenceSettings,
     ServiceSettings,
     Settings,
 )
-from shared.kinds import R2D2, VTRACE, Count, Seed, Size, Threads
+from shared.kinds import R2D2, VTRACE, Count, Heading, Seed, Size, Threads
 from shared.origins import Conflict
 from shared.presets import presets_with
 
-BATCHES_HELD = 2  # one in training, one prefetched
 
+class OptimizerSettings(Group):
+    """How gradients change the weights."""
 
-class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, SequenceSettings, DeviceSettings):
-    """Trains a run's network from the trajectories that inference cuts, and publishes its weights.
-
-    V-trace takes trajectories from the work queue, R2D2 sequences of them from the replay service.
-
-    Starts in any order with the other services: it waits for NATS, for the run's spec (which the first
-    actor's environment decides) and for trajectories. Ends by itself at --total-steps or --max-seconds;
-    SIGTERM saves a checkpoint and exits. One learner per run: a second one is refused.
-
-    Examples:  seedrl learner --run-id pong --run-dir runs/pong --preset atari_vtrace
-               seedrl learner --run-id pong --run-dir runs/pong --preset atari_vtrace --resume
-    """
-
-    run_dir: Path | None = None
-    """Directory for checkpoints, TensorBoard logs and accounts.json; default: runs/RUN_ID."""
-    resume: bool = False
-    """Go on from the newest checkpoint in --run-dir (or from nothing, when there is none)."""
-    seed: Seed | None = None
-    """Seed of the network's initial weights and of how --minibatches are dealt out; default: a different one
-    each time."""
-
-    total_steps: Count = 10_000_000
-    """Environment steps to train for (not emulator frames; steps whose action was ignored are none)."""
-    max_seconds: float = Field(0.0, ge=0)
-    """Ends training so many seconds after the first trajectory (restarts go on counting); 0: no limit."""
-
-    reward_scale: float = Field(1.0, gt=0)
-    """Rewards are multiplied by this for training, after clipping; returns of 1 to 10 are learned best
-    (V-trace: R2D2 rescales values by itself)."""
-    trace_lambda: Annotated[float, VTRACE] = Field(1.0, ge=0, le=1)
-    """λ of V-trace, the decay of its traces."""
-    max_rho: Annotated[float, VTRACE] = Field(1.0, gt=0)
-    """Bound ρ̄ of the importance weights in the V-trace targets."""
-    max_pg_rho: Annotated[float, VTRACE] = Field(1.0, gt=0)
-    """Bound of the importance weights in the policy gradient."""
-    entropy_cost: Annotated[float, VTRACE] = Field(0.01, ge=0)
-    """Weight of the entropy bonus."""
-    baseline_cost: Annotated[float, VTRACE] = Field(0.5, ge=0)
-    """Weight of the baseline's loss, ½ (target − V)²."""
-    loss_reduction: Annotated[Literal["sum", "mean"], VTRACE] = "sum"
-    """Losses are summed over a batch's steps (IMPALA, Atari) or averaged (SEED). Learning rate, epsilon and
-    gradient clip belong to one of the two."""
-    normalize_advantages: Annotated[bool, VTRACE] = False
-    """Advantages are brought to mean 0 and deviation 1 in every gradient step, so that the entropy bonus
-    weighs the same whatever the rewards are."""
-    policy_clip: Annotated[float, VTRACE] = Field(0.0, ge=0)
-    """A step has no policy gradient once its action's probability is farther from the acting policy's than
-    this, as a ratio, on the side its advantage pushes it to (PPO's clip); 0: never."""
-    sample_reuse: Count = 1
-    """Passes over each batch; V-trace corrects for what the policy has moved since the batch was acted."""
-    minibatches: Size = 1
-    """Gradient steps per pass: a batch's rows are dealt out anew to so many equal parts. An update is all
-    passes."""
-
-    training_threads: Threads = 1
-    """Threads that share the rows of a gradient step, on a CPU; for networks that cost more than the rest."""
-    target_update_period: Annotated[Count, R2D2] = 2500
-    """Updates after which R2D2's target network becomes a copy of the online network."""
-    importance_exponent: Annotated[float, R2D2] = Field(0.6, ge=0, le=1)
-    """β: how far importance weights make up for what prioritized sampling prefers; 1: fully (R2D2)."""
+    heading = Heading.OPTIMIZER
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """Optimizer of the weights."""
@@ -102,14 +45,87 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
     max_gradient_norm: float = Field(40.0, ge=0)
     """Gradients are scaled down to at most this norm; 0: not clipped."""
 
-    max_policy_lag: Annotated[Count, VTRACE] = 100
-    """A chunk whose oldest weights are more updates behind than this is refused, not trained (V-trace)."""
 
-    publish_seconds: float = Field(0.0, ge=0)
+class LearnerConfig(
+    Settings,
+    ServiceSettings,
+    NatsSettings,
+    AgentSettings,
+    SequenceSettings,
+    OptimizerSettings,
+    DeviceSettings,
+):
+    """Trains a run's network from the trajectories that inference cuts, and publishes its weights.
+
+    V-trace takes trajectories from the work queue, R2D2 sequences of them from the replay service.
+
+    Starts in any order with the other services: it waits for NATS, for the run's spec (which the first
+    actor's environment decides) and for trajectories. Ends by itself at --total-steps or --max-seconds;
+    SIGTERM saves a checkpoint and exits. One learner per run: a second one is refused.
+
+    Examples:  seedrl learner --run-id pong --run-dir runs/pong --preset atari_vtrace
+               seedrl learner --run-id pong --run-dir runs/pong --preset atari_vtrace --resume
+    """
+
+    heading = Heading.RUN
+
+    run_dir: Path | None = None
+    """Directory for checkpoints, TensorBoard logs and accounts.json; default: runs/RUN_ID."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --run-dir (or from nothing, when there is none)."""
+    seed: Seed | None = None
+    """Seed of the network's initial weights and of how --minibatches are dealt out; default: a different one
+    each time."""
+
+    total_steps: Count = 10_000_000
+    """Environment steps to train for; those in chunks that are refused count, too (not emulator frames; steps
+    whose action was ignored are none)."""
+    max_seconds: float = Field(0.0, ge=0)
+    """Ends training so many seconds after the first trajectory (restarts go on counting); 0: no limit."""
+
+    reward_scale: Annotated[float, Heading.VTRACE] = Field(1.0, gt=0)
+    """Rewards are multiplied by this for training, after clipping; returns of 1 to 10 are learned best
+    (R2D2 rescales values by itself)."""
+    trace_lambda: Annotated[float, VTRACE] = Field(1.0, ge=0, le=1)
+    """λ, the decay of the traces."""
+    max_rho: Annotated[float, VTRACE] = Field(1.0, gt=0)
+    """Bound ρ̄ of the importance weights in the V-trace targets."""
+    max_pg_rho: Annotated[float, VTRACE] = Field(1.0, gt=0)
+    """Bound of the importance weights in the policy gradient."""
+    entropy_cost: Annotated[float, VTRACE] = Field(0.01, ge=0)
+    """Weight of the entropy bonus."""
+    baseline_cost: Annotated[float, VTRACE] = Field(0.5, ge=0)
+    """Weight of the baseline's loss, ½ (target − V)²."""
+    loss_reduction: Annotated[Literal["sum", "mean"], VTRACE] = "sum"
+    """Losses are summed over a batch's steps (IMPALA, Atari) or averaged (SEED). Learning rate, epsilon and
+    gradient clip belong to one of the two."""
+    normalize_advantages: Annotated[bool, VTRACE] = False
+    """Advantages are brought to mean 0 and deviation 1 in every gradient step, so that the entropy bonus
+    weighs the same whatever the rewards are."""
+    policy_clip: Annotated[float, VTRACE] = Field(0.0, ge=0)
+    """A step has no policy gradient once its action's probability is farther from the acting policy's than
+    this, as a ratio, on the side its advantage pushes it to (PPO's clip); 0: never."""
+    sample_reuse: Annotated[Count, Heading.VTRACE] = 1
+    """Passes over each batch; V-trace corrects for what the policy has moved since the batch was acted."""
+    minibatches: Annotated[Size, Heading.VTRACE] = 1
+    """Gradient steps per pass: a batch's rows are dealt out anew to so many equal parts. An update is all
+    passes."""
+
+    training_threads: Annotated[Threads, Heading.DEVICES] = 1
+    """Threads that share the rows of a gradient step, on a CPU; for networks that cost more than the rest."""
+    target_update_period: Annotated[Count, R2D2] = 2500
+    """Updates after which the target network becomes a copy of the online network."""
+    importance_exponent: Annotated[float, R2D2] = Field(0.6, ge=0, le=1)
+    """β: how far importance weights make up for what prioritized sampling prefers; 1: fully."""
+
+    max_policy_lag: Annotated[Count, VTRACE] = 100
+    """A chunk whose oldest weights are more updates behind than this is refused, not trained."""
+
+    publish_seconds: Annotated[float, Heading.TRAINING] = Field(0.0, ge=0)
     """Least seconds between two publications of the weights; never do they take over a tenth of the time."""
-    checkpoint_seconds: float = Field(60.0, gt=0)
+    checkpoint_seconds: Annotated[float, Heading.TRAINING] = Field(60.0, gt=0)
     """Seconds between checkpoints; others are saved at the start, 10 s into a new run, and at the end."""
-    keep_checkpoints: Count = 3
+    keep_checkpoints: Annotated[Count, Heading.TRAINING] = 3
     """Newest checkpoints that are kept."""
 
     @property
@@ -143,14 +159,3 @@ class LearnerConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Sequ
                 f"batch_size ({self.batch_size}) must be a multiple of minibatches ({self.minibatches})"
             )
         return self
-
-    @field_validator("max_queued_batches")
-    @classmethod
-    def _queue_is_larger_than_what_is_held(cls, value: int) -> int:
-        """What the learner holds stays in the queue until its update is done."""
-        if value <= BATCHES_HELD:
-            raise ValueError(
-                f"must be greater than {BATCHES_HELD}: "
-                "the learner holds one batch in training and one prefetched"
-            )
-        return value

@@ -20,7 +20,7 @@ from services.local.reading import reading
 from services.replay.config import ReplayConfig
 from shared.config import Settings, given, load
 from shared.errors import RunError
-from shared.kinds import R2D2, Seed
+from shared.kinds import R2D2, Heading, Seed
 from shared.presets import preset_path, read_preset
 from shared.secrets import without_credentials
 
@@ -54,15 +54,18 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
                seedrl train CartPole-v1 --run-dir runs/x --resume
     """
 
-    actors: int = Field(1, ge=1, le=1024)
+    actors: Annotated[int, Heading.ENVIRONMENTS] = Field(1, ge=1, le=1024)
     """Actor processes."""
     run_dir: Path | None = None
     """Directory of the run; default: a new one below runs/."""
+    run_id: str = "default"
+    """Name of the run on its NATS server, where several do not meet; default: its directory's name and six
+    hex digits."""
     resume: bool = False
     """Go on with the run in --run-dir: its configuration (options given here win), checkpoint, queue and
     replay."""
     eval_episodes: Annotated[int, R2D2] = Field(30, ge=0, lt=2**63)
-    """Episodes played with the trained policy at the end of an R2D2 run, for eval_return in summary.json; 0:
+    """Episodes played with the trained policy at the end of the run, for eval_return in summary.json; 0:
     none. (Those of training have actors that explore.)"""
     seed: Seed | None = None
     """Seed of all that is random: environments, initial weights, actions, what replay draws; default: a

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from services.replay.limiter import smallest_error_buffer
 from shared.config import AgentSettings, NatsSettings, SequenceSettings, ServiceSettings, Settings
-from shared.kinds import R2D2, Count, Seed
+from shared.kinds import R2D2, Count, Heading, Seed
 
 
 class ReplayConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, SequenceSettings):
@@ -22,6 +22,8 @@ class ReplayConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Seque
     Examples:  seedrl replay --run-id pong --run-dir runs/pong --preset atari_r2d2
                seedrl replay --run-id pole --agent r2d2 --replay-capacity 5000 --min-replay-size 200
     """
+
+    heading = Heading.RUN
 
     run_dir: Path | None = None
     """Directory of the run, for snapshots and accounts (in replay/); default: runs/RUN_ID."""

@@ -1,11 +1,15 @@
 """The command line before a command runs."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from services.cli import COMMANDS, SERVICES, main
 from tests.support.commands import command, environment
 
 
@@ -52,3 +56,26 @@ def test_a_process_leaves_without_being_taken_apart(tmp_path: Path) -> None:
     )
     assert result.returncode == 7, result.stderr
     assert result.stdout == "said\nchildren ended\n"
+
+
+@pytest.mark.parametrize("name", ["train", *SERVICES])
+def test_every_option_that_services_share_is_below_a_heading(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    _, _, shown = capsys.readouterr().out.partition("\noptions:\n")
+    assert re.findall(r"^  (-[\w-]+)", shown.partition("\n\n")[0], re.MULTILINE) == ["-h", "--preset"]
+    assert shown.count("\nRun:\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_text_and_a_default_that_may_be_given(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    _, _, shown = capsys.readouterr().out.partition("\noptions:\n")
+    for option in re.split(r"^  (?=--)", shown, flags=re.MULTILINE)[1:]:
+        assert len(option.split()) > 4, option
+        assert not re.search(r"default: (None|\(|\[)|default factory", " ".join(option.split())), option

@@ -1,15 +1,18 @@
 """Configuration: what wins over what, and what is refused in which words."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import Field
+from pydantic import AliasChoices, Field
+from pydantic_settings import CliPositionalArg
 
 from shared.config import (
     AgentSettings,
     NatsSettings,
+    RunSettings,
     ServiceSettings,
     Settings,
     load,
@@ -31,6 +34,15 @@ class OtherConfig(Settings):
 
     depth: int = 1
     """Depth in metres."""
+
+
+class CommandConfig(Settings, RunSettings):
+    """A command."""
+
+    top_floor: CliPositionalArg[int | None] = None
+    """Where it goes."""
+    as_json: bool = Field(False, validation_alias=AliasChoices("json"))
+    """As JSON."""
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +171,11 @@ def test_an_option_for_another_agent_is_refused_but_not_in_what_serves_many_runs
     assert loaded("--preset", preset_file(tmp_path, dueling_size=8)).dueling_size == 8
 
 
+def test_a_bad_word_without_an_option_is_named_as_help_has_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"^TOP-FLOOR: "):
+        load(CommandConfig, ["high"], prog="x")
+
+
 def test_an_unknown_option_is_named() -> None:
     assert "--sped 3" in refused("--sped", "3")
 
@@ -231,10 +248,47 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in repr(load(ExampleConfig, [], prog="x", known=(OtherConfig,)))
 
 
-def test_help_shows_the_fields_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+def help_of(model: type[Settings], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as caught:
-        loaded("--help")
+        load(model, ["--help"], prog="seedrl example", known=(OtherConfig,))
     assert caught.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    return capsys.readouterr().out
+
+
+def test_help_shows_the_fields_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = " ".join(help_of(ExampleConfig, capsys).split())
     assert "Speed in metres per second." in shown
     assert "Units of the LSTM core" in shown
+
+
+def test_help_has_the_options_below_headings_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(ExampleConfig, capsys)
+    below = {}
+    for section in re.split(r"^(?=\S.*:\n  )", shown, flags=re.MULTILINE)[1:]:
+        below[section.partition(":\n")[0]] = re.findall(r"^  (--[\w-]+|-h)", section, re.MULTILINE)
+    assert below.pop("options") == ["-h", "--speed", "--loud", "--preset"]
+    assert list(below) == [
+        "Run",
+        "Network",
+        "Training",
+        "R2D2 and replay (--agent r2d2)",
+        "NATS, tokens and TLS",
+        "Logging, HTTP and shutdown",
+    ]
+    assert below["Run"] == ["--agent", "--run-id"]
+    assert below["R2D2 and replay (--agent r2d2)"] == ["--dueling-size", "--n-steps"]
+
+
+def test_help_says_what_is_for_one_agent_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = " ".join(help_of(ExampleConfig, capsys).split())
+    assert "--n-steps int [r2d2] Rewards" in shown
+    assert "--unroll int Steps" in shown
+
+
+def test_help_shows_values_as_they_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = " ".join(help_of(ExampleConfig, capsys).split())
+    assert "--hidden-sizes int,int,... " in shown
+    assert "(default: 64,64)" in shown
+    assert loaded("--hidden-sizes", "64,64") == loaded()
+    assert "--loud, --no-loud Whether it is loud. (default: false)" in shown
+    assert "None" not in shown

@@ -93,7 +93,7 @@ async def test_a_group_too_large_for_one_message_sends_its_rows_in_several_in_or
         return min(2, group_size)
 
     monkeypatch.setattr(agreement, "rows_per_message", two_at_most)
-    small_queue = {"batch_size": 1, "max_queued_batches": 2}  # so that chunks wait for each other
+    small_queue = {"batch_size": 1, "max_queued_batches": 3}  # so that chunks wait for each other
     async with (
         running_inference(nats, **small_queue) as service,
         learner_side(nats, counting_spec(unroll=4)) as learner,

@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 UNROLL = 4
 SPEC = counting_spec(unroll=UNROLL)
 LONGEST_LOOK = 0.4  # seconds
-THREE_MESSAGES = {"batch_size": 2, "max_queued_batches": 2}
+THREE_MESSAGES = {"batch_size": 1, "max_queued_batches": 3}
 
 
 async def has_grown(bus: Bus, sequence: int) -> bool:

@@ -62,9 +62,13 @@ def test_the_run_directory_is_named_after_the_run_unless_it_is_given() -> None:
     assert loaded("--run-dir", "elsewhere").directory == Path("elsewhere")
 
 
-def test_a_queue_that_could_not_hold_more_than_the_learner_does_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="--max-queued-batches: must be greater than 2: the"):
-        loaded("--max-queued-batches", "2")
+@pytest.mark.parametrize("batches", ["-1", "1", "2"])
+def test_a_queue_that_could_not_hold_more_than_the_learner_does_is_refused(batches: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match="--max-queued-batches: must be at least 3: the learner holds"
+    ):
+        loaded(f"--max-queued-batches={batches}")
+    assert loaded("--max-queued-batches", "3").max_queued_batches == 3
 
 
 @pytest.mark.parametrize(

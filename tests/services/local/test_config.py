@@ -135,6 +135,13 @@ def test_credentials_in_the_address_of_nats_are_not_written_down(
     assert resumed.nats_url == url
 
 
+def test_the_help_says_what_a_run_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        loaded("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "default: its directory's name and six hex digits. --" in shown
+
+
 def test_the_help_says_what_the_seed_is_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         loaded("--help")
