@@ -1,20 +1,15 @@
-"""How far the stages of `seedrl bench pipeline` agree with `ingredients.py`: both measured in turns.
-
-    python -m benchmarks.agreement --preset atari_vtrace_deep     the options of `seedrl bench pipeline`
-
-Prints one line of JSON: per stage the median CPU µs per step of both, and the median of the rounds' ratios.
-There are as many rounds as that command has --windows, and each measures both for --stage-seconds. Where
-there is a GPU, it wants --device cpu: `ingredients.py` computes on the CPU.
-"""
+"""How far the stages of `seedrl bench pipeline` agree with `ingredients.py`: both measured in turns."""
 
 import json
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AliasChoices, Field
+from pydantic_settings import CliSuppress
 
 from benchmarks.ingredients import Ingredient, ingredients, microseconds
 from services.bench.alone import StageAlone, stage_alone
@@ -24,8 +19,33 @@ from services.bench.stages import STAGES
 from services.cli import known_settings
 from services.local.config import CONFIG_FILE, write_config
 from shared.errors import ConfigurationError, SeedrlError
+from shared.kinds import Count, Unused
 from shared.memory import keep_freed_memory
 from shared.networks.precision import resolve_device
+
+_NO_PIPELINE = Unused("the pipeline does not run; leave it out")
+
+
+class AgreementConfig(PipelineConfig):
+    """Measures how far the stages of `seedrl bench pipeline` agree with `ingredients.py`, both in turns.
+
+    Prints one line of JSON: per stage the median CPU µs per step of both, and the median of the rounds'
+    ratios. Where there is a GPU, it wants --device cpu: `ingredients.py` computes on the CPU. It knows
+    ALE/Pong-v5 and V-trace without an LSTM alone.
+
+    Example:  python -m benchmarks.agreement --preset atari_vtrace_deep
+    """
+
+    windows: Count = 18
+    """Rounds; figures are medians of theirs."""
+    stage_seconds: float = Field(1.5, gt=0, le=2)
+    """Seconds for which either is measured in each round."""
+    window_seconds: Annotated[CliSuppress[float], _NO_PIPELINE] = 9.0
+    """Of the pipeline, which does not run."""
+    warm_up_seconds: Annotated[CliSuppress[float], _NO_PIPELINE] = 20.0
+    """Of the pipeline, which does not run."""
+    as_json: CliSuppress[bool] = Field(True, validation_alias=AliasChoices("json"))
+    """It prints nothing else."""
 
 
 async def agreement(config: PipelineConfig) -> dict[str, dict[str, float]]:
@@ -59,7 +79,9 @@ def main() -> int:
     keep_freed_memory()
     torch.set_num_threads(1)
     try:
-        config: Any = PipelineConfig.loaded(sys.argv[1:], prog="agreement", known=known_settings())
+        config: Any = AgreementConfig.loaded(
+            sys.argv[1:], prog="python -m benchmarks.agreement", known=known_settings()
+        )
         if config.env != "ALE/Pong-v5" or config.agent != "vtrace" or config.lstm_size:
             raise ConfigurationError("ingredients.py knows ALE/Pong-v5 and V-trace without an LSTM alone")
         if resolve_device(config.device).type != "cpu":

@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from shared.errors import ConfigurationError
-from shared.kinds import LONGEST_SECONDS, MAX_SIZE, R2D2, Device, Heading, Only, Size, Threads
+from shared.kinds import LONGEST_SECONDS, MAX_SIZE, R2D2, Device, Heading, Only, Size, Threads, Unused
 from shared.origins import Origin, mistakes
 from shared.presets import ENV_PREFIX, Preset, read_preset
 from shared.scalars import as_given
@@ -346,6 +346,7 @@ def _said(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     options = command_line(model, arguments, prog=prog)
     check_command_line(options, SECRETS, ENV_PREFIX)
+    _check_use(model, options, prog)
     return options, environment(model, names)
 
 
@@ -355,6 +356,14 @@ def _preset(model: type[Settings], name: str, names: set[str]) -> Preset:
     return preset._replace(
         values={name: value for name, value in preset.values.items() if name in model.model_fields}
     )
+
+
+def _check_use(model: type[Settings], options: Iterable[str], prog: str) -> None:
+    """Raises ConfigurationError for an option that the command would ignore."""
+    for name in options:
+        for mark in model.model_fields[name].metadata if name in model.model_fields else ():
+            if isinstance(mark, Unused):
+                raise ConfigurationError(f"{flag(model, name)} is not for {prog}: {mark.advice}")
 
 
 def _check_agent(config: Settings, options: Iterable[str]) -> None:

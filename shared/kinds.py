@@ -59,5 +59,15 @@ class Only:
     agent: str
 
 
+@dataclass(frozen=True)
+class Unused:
+    """Marks a setting that a command has no use for, but takes where one file or environment serves many.
+
+    As an option of that command it is refused with `advice`.
+    """
+
+    advice: str
+
+
 VTRACE = Only("vtrace")
 R2D2 = Only("r2d2")

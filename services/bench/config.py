@@ -1,10 +1,15 @@
 """Configuration of the benchmarks."""
 
+from pathlib import Path
+from typing import Annotated
+
 from pydantic import AliasChoices, Field
 from pydantic_settings import CliSuppress
 
 from services.local.config import TrainConfig
-from shared.kinds import Count
+from shared.kinds import Count, Unused
+
+_OWN_RUN = Unused("every measurement is a run of its own, in a temporary directory; leave it out")
 
 
 class PipelineConfig(TrainConfig):
@@ -34,8 +39,14 @@ class PipelineConfig(TrainConfig):
     """Seconds between the pipeline's first update and its first window."""
     as_json: bool = Field(False, validation_alias=AliasChoices("json"))
     """Print one line of JSON."""
-    resume: CliSuppress[bool] = False
+    resume: Annotated[CliSuppress[bool], _OWN_RUN] = False
     """Every measurement is a run of its own, in a temporary directory."""
+    run_dir: Annotated[CliSuppress[Path | None], _OWN_RUN] = None
+    """Every measurement has its own."""
+    run_id: Annotated[CliSuppress[str], _OWN_RUN] = "default"
+    """Every measurement has its own."""
+    eval_episodes: Annotated[CliSuppress[int], Unused("nothing is evaluated; leave it out")] = 0
+    """Nothing is evaluated."""
 
     @property
     def training(self) -> TrainConfig:

@@ -20,7 +20,7 @@ from services.local.reading import reading
 from services.replay.config import ReplayConfig
 from shared.config import Settings, given, load
 from shared.errors import RunError
-from shared.kinds import R2D2, Heading, Seed
+from shared.kinds import R2D2, Heading, Seed, Unused
 from shared.presets import preset_path, read_preset
 from shared.secrets import without_credentials
 
@@ -74,13 +74,20 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
     """URL of a NATS server to use; default: an embedded one, reachable from this machine only."""
     port: int = Field(0, ge=0, le=65535)
     """Port of the inference service; 0 takes a free one."""
-    actor_id: CliSuppress[str] = "actor"
+    actor_id: Annotated[CliSuppress[str], Unused("actors have names of their own; leave it out")] = "actor"
     """Given to each actor by the supervisor."""
-    inference_url: CliSuppress[str] = "127.0.0.1:50051"
+    inference_url: Annotated[
+        CliSuppress[str], Unused("actors are told where inference is; give --host and --port")
+    ] = "127.0.0.1:50051"
     """Given to each actor by the supervisor."""
-    http_port: CliSuppress[int] = 0
+    http_port: Annotated[
+        CliSuppress[int], Unused("every service takes a free port of --http-host and logs it; leave it out")
+    ] = 0
     """Each service takes a free port."""
-    role: CliSuppress[Literal["train"]] = "train"
+    role: Annotated[
+        CliSuppress[Literal["train"]],
+        Unused("its actors all train; start seedrl actor with --role eval beside it, or use seedrl eval"),
+    ] = "train"
     """That of every actor."""
 
     @model_validator(mode="before")

@@ -42,6 +42,21 @@ def test_both_measure_every_stage() -> None:
         assert stage["bench"] / stage["ingredients"] == pytest.approx(1, rel=0.6)
 
 
+def test_its_help_tells_of_itself() -> None:
+    result = agreement("--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith("usage: python -m benchmarks.agreement [OPTIONS]\n\nMeasures how far")
+    assert "--windows int Rounds; " in " ".join(result.stdout.split())
+    assert "--warm-up-seconds" not in result.stdout
+
+
+def test_an_option_of_the_pipeline_is_refused() -> None:
+    result = agreement("--window-seconds", "1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--window-seconds is not for" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("other", [("--env", "CartPole-v1"), ("--agent", "r2d2"), ("--lstm-size", "8")])
 def test_what_ingredients_does_not_know_is_refused(other: tuple[str, str]) -> None:
     result = agreement(*other)

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
 from pydantic import AliasChoices, Field
-from pydantic_settings import CliPositionalArg
+from pydantic_settings import CliPositionalArg, CliSuppress
 
 from shared.config import (
     AgentSettings,
@@ -18,6 +19,7 @@ from shared.config import (
     load,
 )
 from shared.errors import ConfigurationError
+from shared.kinds import Unused
 
 
 class ExampleConfig(Settings, ServiceSettings, NatsSettings, AgentSettings):
@@ -43,6 +45,8 @@ class CommandConfig(Settings, RunSettings):
     """Where it goes."""
     as_json: bool = Field(False, validation_alias=AliasChoices("json"))
     """As JSON."""
+    depth: Annotated[CliSuppress[int], Unused("it has none; give --speed")] = 1
+    """Not told."""
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +175,20 @@ def test_an_option_for_another_agent_is_refused_but_not_in_what_serves_many_runs
     assert loaded("--preset", preset_file(tmp_path, dueling_size=8)).dueling_size == 8
 
 
+def test_an_option_that_a_command_would_ignore_is_refused_but_not_in_what_serves_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = (ExampleConfig, OtherConfig)
+    with pytest.raises(ConfigurationError) as caught:
+        load(CommandConfig, ["--depth", "2"], prog="seedrl example", known=known)
+    assert str(caught.value) == "--depth is not for seedrl example: it has none; give --speed"
+    monkeypatch.setenv("SEEDRL_DEPTH", "2")
+    preset = preset_file(tmp_path, depth=3)
+    assert load(CommandConfig, ["--preset", preset], prog="x", known=known).depth == 2
+    monkeypatch.delenv("SEEDRL_DEPTH")
+    assert load(CommandConfig, ["--preset", preset], prog="x", known=known).depth == 3
+
+
 def test_a_bad_word_without_an_option_is_named_as_help_has_it() -> None:
     with pytest.raises(ConfigurationError, match=r"^TOP-FLOOR: "):
         load(CommandConfig, ["high"], prog="x")
@@ -292,3 +310,9 @@ def test_help_shows_values_as_they_may_be_given(capsys: pytest.CaptureFixture[st
     assert loaded("--hidden-sizes", "64,64") == loaded()
     assert "--loud, --no-loud Whether it is loud. (default: false)" in shown
     assert "None" not in shown
+
+
+def test_help_shows_nothing_that_a_command_ignores(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(CommandConfig, capsys)
+    assert "--depth" not in shown
+    assert "usage: seedrl example [OPTIONS] [TOP-FLOOR]\n" in shown

@@ -142,6 +142,39 @@ def test_the_help_says_what_a_run_is_called(capsys: pytest.CaptureFixture[str]) 
     assert "default: its directory's name and six hex digits. --" in shown
 
 
+IGNORED = [
+    ("http_port", 8080, "every service takes a free port"),
+    ("inference_url", "x:1", "give --host and --port"),
+    ("actor_id", "me", "actors have names of their own"),
+    ("role", "train", "start seedrl actor with --role eval"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "advice"), IGNORED)
+def test_an_option_that_no_service_would_get_is_refused_with_what_to_do(
+    name: str, value: object, advice: str
+) -> None:
+    option = f"--{name.replace('_', '-')}"
+    with pytest.raises(ConfigurationError, match=f"^{option} is not for seedrl train: .*{advice}") as caught:
+        loaded("CartPole-v1", option, str(value))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_and_presets_may_hold_what_no_service_would_get(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {name: value for name, value, _ in IGNORED}
+    Path("mine.yaml").write_text(yaml.safe_dump(settings))
+    assert loaded("CartPole-v1", "--preset", "mine.yaml").http_port == 8080
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SEEDRL_{name.upper()}", str(value))
+    assert loaded("CartPole-v1").http_port == 8080
+
+
+def test_services_answer_http_where_they_are_told() -> None:
+    assert loaded("CartPole-v1", "--http-host", "0.0.0.0").http_host == "0.0.0.0"
+
+
 def test_the_help_says_what_the_seed_is_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         loaded("--help")
