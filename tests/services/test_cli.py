@@ -15,18 +15,16 @@ from tests.support.commands import command, environment
 
 def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "slow.yaml")
-    with (
-        subprocess.Popen(
-            command("train", "CartPole-v1", "--preset", "slow.yaml"),
-            cwd=tmp_path,
-            env=environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process,
-        (tmp_path / "slow.yaml").open("w"),
-    ):  # open as soon as the command reads its preset
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+    with subprocess.Popen(
+        command("train", "CartPole-v1", "--preset", "slow.yaml"),
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        with (tmp_path / "slow.yaml").open("w"):  # open as soon as the command reads its preset
+            process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)  # it may have come just before a read, which ends by now
     assert said == "seedrl: interrupted\n"
     assert process.returncode == 130
 
