@@ -52,7 +52,10 @@ class Policy:
 
     @property
     def spec(self) -> RunSpec:
-        """What the policy was trained on."""
+        """The run's spec: environment, network, agent.
+
+        `discount` and `n_steps` are R2D2's; for V-trace they are 0, whatever it was trained with.
+        """
         return self._spec
 
     def reset(self) -> None:
@@ -79,7 +82,8 @@ class Policy:
         Args:
             observation: as the Gymnasium environment gives it, unbatched: an array, or nested dicts and
                 tuples of arrays. Of Discrete spaces give the value minus the space's `start`.
-            reward: raw, what followed the previous action; only a network with an LSTM looks at it.
+            reward: raw, what followed the previous action. Of the networks that come with the project those
+                with an LSTM look at it; one of your own may, too.
             is_first: the observation starts an episode; None: it does after `reset` and at the first call.
             greedy: True: the best action. False: one sampled from V-trace's policy; for R2D2 the best one, or
                 any with probability ε = 0.001. None: as the agent is judged (V-trace True, R2D2 False).

@@ -7,9 +7,10 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.peer_comparison import sample_factory
+from benchmarks.peer_comparison import sample_factory, seedrl
 from benchmarks.peer_comparison.measuring import Timing
 from benchmarks.peer_comparison.workload import BATCH_STEPS, BATCH_TRAJECTORIES, UNROLL
+from shared.presets import read_preset
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -29,12 +30,21 @@ that the system displays.
 
 Both: Pong, 84 × 84 greyscale, 4 frames stacked; convolutions 32·8×8/4, 64·4×4/2, 64·3×3/1 and 512 dense
 units; trajectories of {UNROLL} steps, {BATCH_TRAJECTORIES} of them in an update, each used once; learning
-and inference on the CPU."""
+and inference on the CPU. The emulators differ: each system has the ale-py that stands in the table."""
+
+_SEEDRL = """\
+seedrl steps {groups} groups of {group_size} environments in one actor. Its row in float32 has
+`--precision=float32` beside this:
+
+```
+{command}
+```"""
 
 _SAMPLE_FACTORY = """\
 Sample Factory runs unpatched in a virtual environment of its own ({requirements}). Its ale-py comes without
 ROMs: `ALE_PY_ROM_DIR` points it to those of this project's ale-py; `TZ=UTC` keeps the clock of its log
-steady. Its thread pools are of its own default sizes.
+steady. Its thread pools are of its own default sizes, and its environments
+those of the command: workers times environments per worker.
 
 ```
 {command}
@@ -70,7 +80,13 @@ def conditions(*, rounds: int, timing: Timing, load_before: float, extra_flags: 
         requirements=", ".join(f"`{each}`" for each in sample_factory.REQUIREMENTS),
         command=" \\\n  ".join(_wrapped(words)),
     )
-    return "\n\n".join((machine, _COUNTED, peer))
+    preset = read_preset(seedrl.PRESET).values
+    ours = _SEEDRL.format(
+        groups=preset["groups"],
+        group_size=preset["group_size"],
+        command=" \\\n  ".join(_wrapped(("seedrl train", *seedrl.FLAGS))),
+    )
+    return "\n\n".join((machine, _COUNTED, ours, peer))
 
 
 def _wrapped(words: tuple[str, ...], width: int = 110) -> list[str]:

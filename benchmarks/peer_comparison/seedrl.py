@@ -14,6 +14,16 @@ from benchmarks.peer_comparison.errors import ComparisonError
 from benchmarks.peer_comparison.figures import Reading
 from benchmarks.peer_comparison.workload import BATCH_TRAJECTORIES, UNROLL
 
+PRESET = "atari_vtrace"
+FLAGS = (
+    "ALE/Pong-v5",
+    f"--preset={PRESET}",
+    "--network=nature",
+    f"--unroll={UNROLL}",
+    f"--batch-size={BATCH_TRAJECTORIES}",
+    "--device=cpu",
+)
+
 _ROOT = Path(__file__).resolve().parents[2]
 _RUN = "run"
 _ANSWER_SECONDS = 10.0
@@ -30,9 +40,8 @@ class Seedrl:
     def command(self, directory: Path) -> list[str]:
         """The command line of a run below `directory`."""
         return [
-            *(sys.executable, "-m", "services.cli", "train", "ALE/Pong-v5", "--preset", "atari_vtrace"),
-            *("--network", "nature", "--unroll", str(UNROLL), "--batch-size", str(BATCH_TRAJECTORIES)),
-            *("--device", "cpu", "--precision", self._precision, "--run-dir", str(directory / _RUN)),
+            *(sys.executable, "-m", "services.cli", "train", *FLAGS),
+            *("--precision", self._precision, "--run-dir", str(directory / _RUN)),
         ]
 
     def environment(self) -> dict[str, str]:

@@ -73,9 +73,13 @@ def test_the_table_has_every_figure_and_the_ratio_to_the_last() -> None:
     assert text.endswith("on a machine")
 
 
-def test_the_section_shows_the_whole_command_of_the_peer() -> None:
+def test_the_section_shows_the_whole_command_of_either() -> None:
     text = conditions(rounds=2, timing=Timing(30.0, 60.0), load_before=0.1, extra_flags=["--seed=1"])
     assert re.search(r"--rollout=20 .*--batch_size=640[^`]* --seed=1\n```", text, re.DOTALL)
+    assert "2 groups of 128 environments" in text
+    assert re.search(
+        r"\nseedrl train ALE/Pong-v5 --preset=atari_vtrace [^`]*--batch-size=32 [^`]*\n```", text
+    )
     assert "2 rounds" in text
     assert "a window of 60 s" in text
 

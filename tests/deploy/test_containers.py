@@ -7,6 +7,7 @@ import yaml
 
 from services.cli import known_settings
 from services.nats_server import MAX_PAYLOAD_BYTES
+from shared.presets import read_preset
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -29,6 +30,20 @@ def test_the_example_explains_every_variable_and_no_other() -> None:
     used |= {name for name, value in COMPOSE["x-run"].items() if value is None}
     explained = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.M))
     assert explained == used
+
+
+def test_what_the_example_leaves_alone_holds_with_its_preset() -> None:
+    text = (ROOT / ".env.example").read_text()
+    (preset,) = re.findall(r"^SEEDRL_PRESET=(\w+)$", text, re.M)
+    defaults = {
+        name: field.default for model in known_settings() for name, field in model.model_fields.items()
+    }
+    holds = {**defaults, **read_preset(preset).values, "env_kwargs": {}}
+    examples = {"seed", "max_seconds", "tag"}
+    for name, value in re.findall(r"^#SEEDRL_(\w+)=(.*)$", text, re.M):
+        in_compose = re.fullmatch(r"\$\{\w+:-(.*)\}", COMPOSE["x-run"].get(f"SEEDRL_{name}") or "")
+        expected = yaml.safe_load(in_compose[1]) if in_compose else holds.get(name.lower())
+        assert name.lower() in examples or yaml.safe_load(value) == expected, name
 
 
 def test_every_image_has_its_target() -> None:

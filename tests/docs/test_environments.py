@@ -1,6 +1,7 @@
 """What docs/environments.md says of spaces and wrappers is so."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from services.actor.environments import GroupMaker
 from services.actor.spaces import environment_spec
 from services.cli import COMMANDS, _imported, known_settings
 from shared.errors import UnsupportedEnvironment
+from shared.presets import read_preset
 from shared.specs import LeafSpec
 from tests.support.commands import ROOT
 
@@ -62,10 +64,52 @@ def test_a_box_may_be_of_these_types(kind: str) -> None:
     assert leaf.dtype == kind
 
 
-def test_the_command_has_settings_that_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line", re.findall(r"^seedrl train (.*)$", DOCUMENT, re.MULTILINE))
+def test_every_command_has_settings_that_are_taken(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    (line,) = re.findall(r"^seedrl train (.*)$", DOCUMENT, re.MULTILINE)
-    _imported(COMMANDS["train"].config).loaded(line.split(), prog="train", known=known_settings())
+    _imported(COMMANDS["train"].config).loaded(shlex.split(line), prog="train", known=known_settings())
+
+
+def atari(**changed: Any) -> GroupMaker:
+    return GroupMaker(env="ALE/Breakout-v5", group_size=2, **changed)
+
+
+def test_an_atari_id_is_the_vector_environment_that_is_described() -> None:
+    env = atari(env_kwargs={"max_num_frames_per_episode": 80, "noop_max": 0})()
+    assert env.single_observation_space == spaces.Box(0, 255, (1, 84, 84), np.uint8)
+    assert env.single_action_space == spaces.Discrete(4)  # the minimal set
+    frames = [env.reset()[1]["episode_frame_number"][0]]
+    for _ in range(20):
+        _, _, terminated, truncated, info = env.step(np.zeros(2, np.int64))
+        frames.append(info["episode_frame_number"][0])
+    env.close()
+    assert frames == [*range(0, 84, 4)]
+    assert truncated.all()
+    assert not terminated.any()
+
+
+@pytest.mark.parametrize("probability", [None, 0.25])
+def test_atari_actions_are_sticky_only_where_that_is_asked_for(probability: float | None) -> None:
+    asked = {} if probability is None else {"repeat_action_probability": probability}
+    env, rng, is_same = atari(env_kwargs={"noop_max": 0, **asked})(), np.random.default_rng(0), []
+    env.reset(seed=np.array([1, 2]))
+    for _ in range(60):
+        observation = env.step(np.full(2, rng.integers(4)))[0]
+        is_same.append((observation[0] == observation[1]).all())
+    env.close()
+    assert all(is_same) == (probability is None)
+
+
+def test_single_atari_environments_are_the_other_task_that_is_described() -> None:
+    env = atari(vectorization="sync")()
+    assert env.single_observation_space == spaces.Box(0, 255, (210, 160, 3), np.uint8)
+    env.close()
+
+
+def test_the_atari_presets_of_an_agent_are_alike_in_what_is_said_of_them() -> None:
+    presets = [read_preset(path.stem).values for path in (ROOT / "presets").glob("atari_*.yaml")]
+    said = {(each["agent"], each["life_loss"], each["reward_clip"], each["frame_stack"]) for each in presets}
+    assert said == {("vtrace", True, 1.0, 4), ("r2d2", False, 0.0, 4)}
 
 
 def test_a_registered_function_wraps_an_environment_and_takes_arguments(

@@ -1,0 +1,108 @@
+"""What docs/networks.md shows works: its networks, their check, the policies and the commands."""
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+from gymnasium import Env
+
+from services.actor.spaces import environment_spec
+from services.cli import COMMANDS, _imported, known_settings
+from shared.checkpoints import latest_checkpoint, save_checkpoint
+from shared.networks.build import build_network
+from shared.policy import load_policy
+from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from tests.support.commands import ROOT
+
+DOCUMENT = (ROOT / "docs/networks.md").read_text()
+NETS, CHECK, PLAY, ATARI, VIDEO = re.findall(r"^```python\n(.*?)^```$", DOCUMENT, re.M | re.S)
+SHELL = "".join(re.findall(r"^```sh\n(.*?)^```$", DOCUMENT, re.M | re.S)).splitlines()
+
+
+@pytest.fixture(autouse=True)
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The document's module lies in the working directory."""
+    (tmp_path / "my_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
+
+
+def save_run(run_dir: Path, environment: EnvironmentSpec, *, updates: int = 1, **network: int | str) -> None:
+    """A run whose weights are those that a training begins with."""
+    spec = RunSpec(
+        environment=environment,
+        network=NetworkSpec(**network),  # type: ignore[arg-type]
+        agent="vtrace",
+        unroll=20,
+        reward_clip=0.0,
+    )
+    weights = build_network(spec).state_dict()
+    counters, directory = {"updates": updates}, run_dir / "checkpoints"
+    save_checkpoint(
+        directory, spec=spec, weights=weights, optimizer_state={}, counters=counters, rng={}, keep=9
+    )
+
+
+def pole() -> EnvironmentSpec:
+    env: Env[object, object] = gymnasium.make("CartPole-v1")
+    return environment_spec(env.observation_space, env.action_space)
+
+
+def test_the_networks_keep_the_contract() -> None:
+    exec(CHECK, {})
+
+
+def test_a_policy_plays_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_run(tmp_path / "runs/pole", pole(), name="my_nets:Net", lstm_size=32)
+    exec(PLAY, {})
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_an_atari_policy_takes_the_newest_frame(tmp_path: Path) -> None:
+    frame = LeafSpec(name="observation", dtype="uint8", shape=(1, 84, 84), low=(0.0,), high=(255.0,))
+    environment = EnvironmentSpec(observation=(frame,), num_actions=6)
+    save_run(tmp_path / "runs/pong", environment, name="impala_shallow", frame_stack=4)
+    short = ATARI.replace("group_size=1", "group_size=1, env_kwargs={'max_num_frames_per_episode': 200}")
+    exec(short, {})
+
+
+def test_a_video_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("moviepy")
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    save_run(tmp_path / "runs/pole", pole(), name="my_nets:Plain")
+    exec(VIDEO, {})
+    assert list((tmp_path / "videos").glob("*.mp4"))
+
+
+def test_an_older_checkpoint_is_used_when_it_lies_in_a_directory_of_its_own(tmp_path: Path) -> None:
+    make, copy, configure, play = SHELL[-4:]
+    named = Path(copy.split()[2])
+    for updates in (int(named.name.partition("-")[2]), 275):
+        save_run(tmp_path / "runs/pole", pole(), updates=updates, name="my_nets:Plain")
+    older = Path(make.split()[-1])
+    shutil.copytree(named, older / named.name)
+    checkpoint = latest_checkpoint(older)
+    assert checkpoint is not None
+    assert checkpoint.path.name == named.name
+    load_policy(older.parent)
+    assert copy.split()[3].rstrip("/") == str(older)
+    assert configure.split()[1:] == ["runs/pole/config.yaml", f"{older.parent}/"]
+    assert play.split()[2] == str(older.parent)
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("seedrl ")])
+def test_every_command_has_settings_that_are_taken(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    _, name, *arguments = shlex.split(line)
+    _imported(COMMANDS[name].config).loaded(arguments, prog=name, known=known_settings())
+
+
+def test_every_link_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", DOCUMENT):
+        assert (ROOT / "docs" / target).exists(), target
