@@ -97,7 +97,11 @@ class Learner:
         if session is None:
             raise RunError("there is nothing to save before training has begun")
         save = partial(session.save, steps=self._report.accounts.steps)
-        name, updates = await in_thread(save, self._training)
+        try:
+            name, updates = await in_thread(save, self._training)
+        except RunError:
+            self._report.checkpoint_failures += 1
+            raise
         self._report.checkpoint = name
         words = f"saved {name} at update {updates}"
         if with_snapshot and self._link is not None and self.is_training:
@@ -288,12 +292,17 @@ class Learner:
         return [feeder.send_priorities(), self._link.follow()]
 
     async def _save_now_and_then(self) -> None:
+        """For ever; a failure is logged, the next may succeed."""
         accounts, seconds = self._report.accounts, self._config.checkpoint_seconds
         has_saved_updates = accounts.updates > 0
         while True:
             await asyncio.sleep(seconds if has_saved_updates else min(seconds, _FIRST_CHECKPOINT_SECONDS))
-            if self.is_training and (has_saved_updates := accounts.updates > 0):
-                await self.save()
+            if self.is_training and accounts.updates > 0:
+                try:
+                    await self.save()
+                    has_saved_updates = True
+                except RunError as error:
+                    log.error("no checkpoint", reason=str(error))
 
     def _thread(self, name: str) -> ThreadPoolExecutor:
         return self._threads.enter_context(ThreadPoolExecutor(1, thread_name_prefix=name))
