@@ -24,7 +24,8 @@ from shared.bus.trouble import QUEUE_IS_FULL, refusal, trouble
 from shared.errors import ChunkError, ConnectionFailed, QueueFull
 
 ACK_WAIT_SECONDS = 10.0
-DUPLICATE_WINDOW_SECONDS = 120.0
+DUPLICATE_WINDOW_SECONDS = 1800.0
+"""How long the server knows an id, which costs it 200 bytes of memory."""
 _ACK_SECONDS = 2.0
 _MAX_MESSAGE_ID = 512
 _SIZE_KEY = "queue_max_messages"
@@ -41,7 +42,7 @@ class QueueState:
 async def ensure_queue(bus: Bus, max_messages: int) -> None:
     """Creates the queue, or enlarges it to `max_messages`; never makes it smaller.
 
-    Any number of callers at once. A patient bus tries until it works; otherwise ConnectionFailed.
+    The queue of an older version gets the present duplicate window. Any number of callers at once. A patient bus tries until it works; otherwise ConnectionFailed.
     """
 
     async def ensure() -> None:
@@ -69,8 +70,8 @@ async def publish_chunk(bus: Bus, data: bytes, message_id: str) -> int:
 
     Raises QueueFull when the queue takes no more for now, ConnectionFailed when it cannot be told whether
     the message arrived, ChunkError when it can never be sent. Call again with the same `message_id` after the
-    first two: a message that did arrive is not kept twice, and one that was refused is not taken for a
-    duplicate.
+    first two: a message that did arrive within the last half hour (DUPLICATE_WINDOW_SECONDS) is not kept
+    twice, and one that was refused is not taken for a duplicate.
     """
     if len(data) > bus.max_payload or len(message_id) > _MAX_MESSAGE_ID:
         raise ChunkError(
@@ -244,9 +245,12 @@ async def _ensure_size(bus: Bus, max_messages: int) -> None:
     info = await stream_info(bus, name)
     if info is None:
         raise ConnectionFailed(f"stream {name} was removed")
-    if (info.config.max_msgs or 0) < max_messages:
+    largest = max(info.config.max_msgs or 0, max_messages)
+    window = max(info.config.duplicate_window, DUPLICATE_WINDOW_SECONDS)
+    wanted = info.config.evolve(max_msgs=largest, duplicate_window=window)
+    if wanted != info.config:
         with trouble(f"stream {name}"), refusal(f"stream {name}"):
-            await bus.js.update_stream(info.config.evolve(max_msgs=max_messages))
+            await bus.js.update_stream(wanted)
 
 
 async def _largest_size(bus: Bus, size: int) -> int:

@@ -153,6 +153,22 @@ async def test_a_queue_grows_and_never_shrinks(nats: NatsRun) -> None:
         assert await size_of(bus) == 10
 
 
+async def test_the_queue_of_an_older_version_gets_the_present_duplicate_window(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        stream = bus.subjects.trajectories_stream
+        before = await stream_info(bus, stream)
+        assert before is not None
+        await bus.js.update_stream(before.config.evolve(duplicate_window=120.0))
+        sequence = await publish_chunk(bus, b"0", "m/0")
+        await ensure_queue(bus, 5)
+        after = await stream_info(bus, stream)
+        assert after is not None
+        assert after.config == before.config
+        assert after.config.duplicate_window == work_queue.DUPLICATE_WINDOW_SECONDS == 1800
+        assert await publish_chunk(bus, b"0", "m/0") == sequence  # what it knew, it still knows
+
+
 async def test_many_who_make_the_queue_at_once_get_the_largest(nats: NatsRun) -> None:
     async with nats.bus() as one, nats.bus() as other:
         for round_ in range(5):
