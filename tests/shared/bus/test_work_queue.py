@@ -16,7 +16,7 @@ from shared.bus.work_queue import (
     queue_state,
 )
 from shared.errors import ChunkError, ConnectionFailed, QueueFull
-from tests.support.nats import NatsRun
+from tests.support.nats import NatsRun, OwnNats
 from tests.support.queue import fetch_all
 from tests.support.waiting import eventually
 
@@ -283,6 +283,46 @@ async def test_a_message_that_a_new_consumer_does_not_know_is_acknowledged_all_t
         await bus.js.add_consumer(stream, durable_name=consumer)
         await asyncio.wait_for(message.ack(), 10)
         await message.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
+
+
+async def test_a_message_of_a_lost_store_is_not_taken_for_the_new_one_of_its_number(
+    own_nats: OwnNats,
+) -> None:
+    async with own_nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for i in range(1, 5):
+            await publish_chunk(bus, b"old %d" % i, f"old/{i}")
+        consumer = QueueConsumer(bus, ack_wait=0.5)
+        held = await fetch_all(consumer, 4)
+        await own_nats.lose_store()
+        await bus.connected()
+        await ensure_queue(bus, 10)
+        for i in range(1, 7):
+            await publish_chunk(bus, b"new %d" % i, f"new/{i}")
+        first = await fetch_all(consumer, 2)
+        assert [message.data for message in first] == [b"new 5", b"new 6"]
+        for message in held:
+            await message.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=6, messages=6)
+        del message
+        held.clear()
+        then = await fetch_all(consumer, 4)
+        assert sorted(message.data for message in then) == [b"new %d" % i for i in range(1, 5)]
+        for message in (*first, *then):
+            await message.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=6, messages=0)
+
+
+async def test_a_large_message_is_acknowledged_after_the_server_was_away(own_nats: OwnNats) -> None:
+    async with own_nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        await publish_chunk(bus, bytes(bus.max_payload), "m/0")
+        (message,) = await fetch_all(QueueConsumer(bus), 1)
+        await own_nats.kill()
+        await own_nats.start()
+        await asyncio.wait_for(message.ack(), 10)
+        assert bus.is_connected
         assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
 
 
