@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -31,7 +32,7 @@ class Settling(Generic[A]):
         self._executor = executor
         self._held: dict[int, QueueMessage] = {}
         self._finished: list[int] = []  # sequences to acknowledge after the next journal
-        self._acknowledged: deque[int] = deque(maxlen=_REMEMBERED)
+        self._acknowledged: deque[tuple[int, datetime]] = deque(maxlen=_REMEMBERED)
         self._wake = asyncio.Event()
         self._settled = asyncio.Condition()
         self._is_settled = True
@@ -46,7 +47,7 @@ class Settling(Generic[A]):
         an acknowledgement: it is acknowledged again.
         """
         self._held[message.sequence] = message
-        if message.redelivered and message.sequence in self._acknowledged:
+        if message.redelivered and (message.sequence, message.kept_at) in self._acknowledged:
             self._finish([message.sequence])
             return False
         return True
@@ -94,8 +95,7 @@ class Settling(Generic[A]):
             for sequence in sequences:
                 group.create_task(self._held[sequence].ack())
         for sequence in sequences:
-            del self._held[sequence]
-        self._acknowledged.extend(sequences)
+            self._acknowledged.append((sequence, self._held.pop(sequence).kept_at))
         self.accounts.confirm(sequences)
         async with self._settled:
             self._is_settled = not self._wake.is_set()

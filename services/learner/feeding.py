@@ -67,7 +67,7 @@ class Feeder(Prefetching[Prepared]):
         stage = partial(staged, rows.slices, reward_clip=self._reward_clip, device=self._device)
         return Prepared(await in_thread(stage, self._executor), rows.finished)
 
-    async def count(self, prepared: Prepared, *, updates: int) -> None:
+    def count(self, prepared: Prepared, *, updates: int) -> None:
         """What was trained with it is acknowledged."""
         self._books.count(prepared.finished, updates=updates)
 

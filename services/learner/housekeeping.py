@@ -71,8 +71,9 @@ class Housekeeping:
         report.held = self._books.held
         report.sample(now)
         self._warn_of_refusals(now)
-        with suppress(ConnectionFailed):
-            report.queue = await queue_state(self._bus)
+        with suppress(ConnectionFailed, TimeoutError):
+            async with asyncio.timeout(TICK_SECONDS):  # a server that stands still holds up nothing
+                report.queue = await queue_state(self._bus)
         if report.update is not None:
             write = partial(self._curves.write, report.accounts.steps, report.curves(), self._episodes.take())
             await in_thread(write, self._executor)

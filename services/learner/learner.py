@@ -35,6 +35,8 @@ from shared.telemetry import Progress, get_logger
 _WAIT_SECONDS = 0.5  # for a batch, before the next heartbeat
 _FIRST_CHECKPOINT_SECONDS = 10.0  # a new run learns fast, and there is little to save
 _SNAPSHOT_SECONDS = 60.0  # for replay's, which may be away
+_SHARE_OF_GRACE = 0.5  # for all that others have to take at the end; the rest is for what this process does
+_LEAST_SHARE_OF_GRACE = 0.1  # for the same after an update that took long
 
 log = get_logger(__name__)
 
@@ -72,7 +74,7 @@ class Learner:
         self._progress = progress
         self._owner = owner
         self._link = ReplayLink(replay, report) if replay is not None else None
-        self._saving = asyncio.Lock()
+        self._patient_until = 0.0  # by the loop's clock, once training ends
         self._session: Session | None = None
         self._threads = ExitStack()
         self._training = self._thread("training")
@@ -81,29 +83,30 @@ class Learner:
 
     def end(self, reason: str) -> None:
         """Ends training after the update that runs; the first reason counts."""
-        self._report.exit_reason = self._report.exit_reason or reason
+        if self._report.exit_reason is None:
+            self._report.exit_reason = reason
+            self._patient_until = _now() + _SHARE_OF_GRACE * self._config.grace_seconds
 
-    async def save(self) -> str:
-        """Saves a checkpoint between two updates, and replay's snapshot with it; says so in words.
+    async def save(self, *, with_snapshot: bool = True) -> str:
+        """Saves a checkpoint between two updates; says so in words.
 
-        Raises RunError before training.
+        `with_snapshot`: then waits for the snapshot of replay that goes with it. Any number of calls at once;
+        none holds up another's checkpoint. Raises RunError before training, and when it cannot be written.
         """
         session = self._session
         if session is None:
             raise RunError("there is nothing to save before training has begun")
-        async with self._saving:
-            words = await self._save(session)
-            if self._link is not None and self.is_training:
-                seconds = self._config.grace_seconds / 4 if self._report.exit_reason else _SNAPSHOT_SECONDS
-                words += "; " + await self._link.snapshot(session.trainer.updates, within=seconds)
-        return words
-
-    async def _save(self, session: Session) -> str:
-        name, updates = await in_thread(
-            partial(session.save, steps=self._report.accounts.steps), self._training
-        )
+        save = partial(session.save, steps=self._report.accounts.steps)
+        try:
+            name, updates = await in_thread(save, self._training)
+        except RunError:
+            self._report.checkpoint_failures += 1
+            raise
         self._report.checkpoint = name
-        return f"saved {name} at update {updates}"
+        words = f"saved {name} at update {updates}"
+        if with_snapshot and self._link is not None and self.is_training:
+            words += "; " + await self._link.snapshot(updates, within=_SNAPSHOT_SECONDS)
+        return words
 
     async def run(self) -> None:
         """Waits for lease and spec, restores, trains until `end` or the configured end, saves."""
@@ -207,9 +210,9 @@ class Learner:
             self.is_training = True
             async with beside(feeder.run(session.trainer.updates)):
                 await self._train(parts)
-            await self._in_time(feeder.sent(), 1 / 4, "replay did not take the last priorities in time")
-            log.info("training ends", reason=self._report.exit_reason, done=await self.save())
-            await self._settle(parts)
+            saved = await self.save(with_snapshot=False)
+            log.info("training ends", reason=self._report.exit_reason, done=saved)
+            await self._take_leave(parts)
         await books.close()
         await housekeeping.close()
 
@@ -234,7 +237,7 @@ class Learner:
             report.training_since = None
             report.training_seconds += waiting_since - started
             report.weights_version = parts.publisher.version
-            await parts.feeder.count(prepared, updates=parts.session.trainer.updates)
+            parts.feeder.count(prepared, updates=parts.session.trainer.updates)
             parts.publisher.offer()
             report.counting_seconds += time.monotonic() - waiting_since
             waiting_since = time.monotonic()
@@ -247,6 +250,14 @@ class Learner:
         elif 0 < config.max_seconds <= accounts.seconds:
             self.end(TIME_REACHED)
 
+    async def _take_leave(self, parts: Parts) -> None:
+        """Lets NATS and replay, side by side, take what was trained; who does not in time is left behind."""
+        least = _now() + _LEAST_SHARE_OF_GRACE * self._config.grace_seconds
+        self._patient_until = max(self._patient_until, least)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._settle(parts))
+            group.create_task(self._leave_replay(parts))
+
     async def _settle(self, parts: Parts) -> None:
         """Acknowledges and publishes what was trained; without NATS, the journal says what is left to do."""
 
@@ -254,18 +265,26 @@ class Learner:
             await parts.books.settled()
             await parts.publisher.published(parts.session.trainer.updates)
 
-        await self._in_time(
-            settle(), 1 / 2, "NATS did not take the last acknowledgements and weights in time"
-        )
+        await self._in_time(settle(), "NATS did not take the last acknowledgements and weights in time")
         self._report.weights_version = parts.publisher.version
 
-    async def _in_time(self, awaited: Coroutine[Any, Any, None], share: float, complaint: str) -> None:
-        """Waits for what comes at the end, for a share of the grace period."""
+    async def _leave_replay(self, parts: Parts) -> None:
+        """The last priorities, then the snapshot that goes with the last checkpoint."""
+        if self._link is None:
+            return
+        if await self._in_time(parts.feeder.sent(), "replay did not take the last priorities in time"):
+            within = max(0.0, self._patient_until - _now())
+            await self._link.snapshot(parts.session.trainer.updates, within=within)
+
+    async def _in_time(self, awaited: Coroutine[Any, Any, None], complaint: str) -> bool:
+        """Waits for what comes at the end, no longer than for everything else that does; whether it came."""
         try:
-            async with asyncio.timeout(share * self._config.grace_seconds):
+            async with asyncio.timeout_at(self._patient_until):
                 await awaited
         except TimeoutError:
             log.warning(complaint)
+            return False
+        return True
 
     def _beside_replay(self, feeder: Prefetching[Any]) -> list[Coroutine[Any, Any, None]]:
         if self._link is None or not isinstance(feeder, SequenceFeeder):
@@ -273,12 +292,21 @@ class Learner:
         return [feeder.send_priorities(), self._link.follow()]
 
     async def _save_now_and_then(self) -> None:
+        """For ever; a failure is logged, the next may succeed."""
         accounts, seconds = self._report.accounts, self._config.checkpoint_seconds
         has_saved_updates = accounts.updates > 0
         while True:
             await asyncio.sleep(seconds if has_saved_updates else min(seconds, _FIRST_CHECKPOINT_SECONDS))
-            if self.is_training and (has_saved_updates := accounts.updates > 0):
-                await self.save()
+            if self.is_training and accounts.updates > 0:
+                try:
+                    await self.save()
+                    has_saved_updates = True
+                except RunError as error:
+                    log.error("no checkpoint", reason=str(error))
 
     def _thread(self, name: str) -> ThreadPoolExecutor:
         return self._threads.enter_context(ThreadPoolExecutor(1, thread_name_prefix=name))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

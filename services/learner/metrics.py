@@ -32,6 +32,8 @@ class LearnerMetrics(Collector):
         if report.agent == "r2d2":
             yield _counter("sequences", "Sequences trained.", accounts.sequences)
         yield _counter("episodes", "Finished training episodes.", accounts.episodes)
+        failures = report.checkpoint_failures
+        yield _counter("checkpoint_failures", "Checkpoints that could not be written.", failures)
         yield _counter("redelivered_chunks", "Messages delivered more than once.", accounts.redelivered)
         yield from report.activity.collect()
 

@@ -22,7 +22,7 @@ class Prefetching(ABC, Generic[P]):
         """The batch for the update that follows `update` completed ones; waits for what it is made of."""
 
     @abstractmethod
-    async def count(self, prepared: P, *, updates: int) -> None:
+    def count(self, prepared: P, *, updates: int) -> None:
         """`prepared` was trained by the last of `updates` updates of the run."""
 
     async def sent(self) -> None:

@@ -5,6 +5,7 @@ import asyncio
 from services.learner.replay_counts import replay_counts
 from services.learner.report import Report
 from services.learner.sampling import Replay
+from shared.errors import Refused
 from shared.telemetry import get_logger
 
 _LOOK_SECONDS = 0.5
@@ -35,14 +36,18 @@ class ReplayLink:
     async def snapshot(self, updates: int, *, within: float) -> str:
         """Lets replay write the snapshot that goes with the checkpoint of `updates`; says so in words.
 
-        The checkpoint stands by itself: where replay is away for `within` seconds, there is only a warning.
+        The checkpoint stands by itself: where replay is away for `within` seconds, or cannot write, there is
+        only a warning.
         """
         name = f"update-{updates}"
         try:
             async with asyncio.timeout(within):
                 written = await self.replay.snapshot(name)
         except TimeoutError:
-            log.warning("replay wrote no snapshot in time", snapshot=name, seconds=within)
-            return f"replay wrote no snapshot in {within:g} s"
+            log.warning("replay wrote no snapshot in time", snapshot=name, seconds=round(within, 3))
+            return f"replay wrote no snapshot in {within:.3g} s"
+        except Refused as refused:
+            log.warning("replay wrote no snapshot", snapshot=name, reason=str(refused))
+            return f"replay wrote no snapshot ({refused})"
         self._report.replay_snapshot = name
         return f"replay's snapshot {name} holds {written.get('items', '?')} sequences"

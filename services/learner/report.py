@@ -52,6 +52,7 @@ class Report:
     replay_snapshot: str | None = None  # R2D2: the newest that goes with a checkpoint
     weights_version: int = 0
     checkpoint: str | None = None  # the newest
+    checkpoint_failures: int = 0  # checkpoints that could not be written, since the start
     exit_reason: str | None = None
     training_seconds: float = 0.0  # of finished updates
     training_since: float | None = None  # monotonic, of the update that is going on
@@ -99,6 +100,7 @@ class Report:
             "messages_held": self.held,
             "weights_version": self.weights_version,
             "checkpoint": self.checkpoint,
+            "checkpoint_failures": self.checkpoint_failures,
             **(self._of_replay() if self.agent == "r2d2" else {}),
             "exit_reason": self.exit_reason,
         }

@@ -20,7 +20,7 @@ from shared.errors import ChunkError, ConfigurationError
 from shared.runtime import in_thread
 from shared.specs import RunSpec
 
-_WAITING_UPDATES = 8  # whose priorities are on their way; then training waits for replay to take them
+_UNANSWERED_UPDATES = 10  # sampled, their priorities not taken by replay yet; then no more are sampled
 
 
 class Replay(Protocol):
@@ -67,21 +67,23 @@ class SequenceFeeder(Prefetching[PreparedSequences]):
         self._spec = spec
         self._state = state
         self._shape = Shape(config.unroll, config.burn_in, config.sequence_length)
-        self._unsent: asyncio.Queue[tuple[NDArray[np.uint64], NDArray[np.float64]]] = asyncio.Queue(
-            _WAITING_UPDATES
+        self._may_sample = asyncio.Semaphore(_UNANSWERED_UPDATES)
+        self._unsent: asyncio.Queue[tuple[NDArray[np.uint64], NDArray[np.float64]]] = (
+            asyncio.Queue()  # bounded by what was sampled
         )
 
     async def prepare(self, update: int) -> PreparedSequences:
         """A batch that replay gives. Raises ConfigurationError when its sequences are not this run's."""
+        await self._may_sample.acquire()
         sample = await self._replay.sample(self._config.batch_size)
         self.has_seen_chunks = True
         return await in_thread(partial(self._staged, sample, update), self._executor)
 
-    async def count(self, prepared: PreparedSequences, *, updates: int) -> None:
+    def count(self, prepared: PreparedSequences, *, updates: int) -> None:
         """The sequences count as trained, and their new priorities are on their way."""
         self._books.accounts.count_sequences(prepared.lags)
         self._books.count((), updates=updates)
-        await self._unsent.put((prepared.keys, self._trainer.priorities))
+        self._unsent.put_nowait((prepared.keys, self._trainer.priorities))
 
     async def send_priorities(self) -> None:
         """Sends what `count` was given, for ever."""
@@ -91,6 +93,7 @@ class SequenceFeeder(Prefetching[PreparedSequences]):
                 await self._replay.update_priorities(keys, priorities)
             finally:
                 self._unsent.task_done()
+                self._may_sample.release()
 
     async def sent(self) -> None:
         """Waits until replay has all priorities."""

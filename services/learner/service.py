@@ -70,7 +70,9 @@ async def run(config: LearnerConfig, *, stop: asyncio.Event) -> None:
 
 def _handlers(learner: Learner, stop: asyncio.Event) -> dict[str, Callable[[], Awaitable[str]]]:
     async def stopped() -> str:
-        done = await learner.save() if learner.is_training else "there was nothing to save yet"
+        done = "there was nothing to save yet"
+        if learner.is_training:
+            done = await learner.save(with_snapshot=False)  # its end lets replay write one
         stop.set()
         return f"stops; {done}"
 

@@ -163,7 +163,10 @@ class _Inbox:
             self._arrived.put_nowait(message)
 
     async def close(self) -> None:
-        """Ends the subscription; gives back what arrived and was not taken: it comes again at once."""
+        """Ends the subscription; gives back what arrived and was not taken: it comes again at once.
+
+        What is still on its way nobody can give back: it comes again after the consumer's `ack_wait`.
+        """
         with suppress(nats.errors.Error):
             if self._subscription is not None:
                 await self._subscription.unsubscribe()

@@ -9,13 +9,14 @@ import asyncio
 import math
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from weakref import WeakValueDictionary
 
 import nats.errors
 import orjson
 from nats.aio.msg import Msg
 from nats.js import api
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from shared.bus.connection import API_TIMEOUT_SECONDS, Bus
 from shared.bus.pulling import Puller
@@ -24,8 +25,10 @@ from shared.bus.trouble import QUEUE_IS_FULL, refusal, trouble
 from shared.errors import ChunkError, ConnectionFailed, QueueFull
 
 ACK_WAIT_SECONDS = 10.0
-DUPLICATE_WINDOW_SECONDS = 120.0
+DUPLICATE_WINDOW_SECONDS = 1800.0
+"""How long the server knows an id, which costs it 200 bytes of memory."""
 _ACK_SECONDS = 2.0
+_SAME_TIME = timedelta(milliseconds=1)  # what the server says in nanoseconds is rounded in two ways
 _MAX_MESSAGE_ID = 512
 _SIZE_KEY = "queue_max_messages"
 
@@ -41,7 +44,8 @@ class QueueState:
 async def ensure_queue(bus: Bus, max_messages: int) -> None:
     """Creates the queue, or enlarges it to `max_messages`; never makes it smaller.
 
-    Any number of callers at once. A patient bus tries until it works; otherwise ConnectionFailed.
+    The queue of an older version gets the present duplicate window. Any number of callers at once. A patient
+    bus tries until it works; otherwise ConnectionFailed.
     """
 
     async def ensure() -> None:
@@ -69,8 +73,8 @@ async def publish_chunk(bus: Bus, data: bytes, message_id: str) -> int:
 
     Raises QueueFull when the queue takes no more for now, ConnectionFailed when it cannot be told whether
     the message arrived, ChunkError when it can never be sent. Call again with the same `message_id` after the
-    first two: a message that did arrive is not kept twice, and one that was refused is not taken for a
-    duplicate.
+    first two: a message that did arrive within the last half hour (DUPLICATE_WINDOW_SECONDS) is not kept
+    twice, and one that was refused is not taken for a duplicate.
     """
     if len(data) > bus.max_payload or len(message_id) > _MAX_MESSAGE_ID:
         raise ChunkError(
@@ -120,17 +124,22 @@ class QueueMessage:
     """One message in hand; it stays in the queue until `ack`.
 
     While it is in hand, the consumer it came from does not return it a second time, even when the server,
-    having heard nothing for `ack_wait`, sends it again.
+    having heard nothing for `ack_wait`, sends it again. Nor does it return another message of the same
+    number: where the server lost its store numbers begin at 1 again.
     """
 
-    def __init__(self, message: Msg, bus: Bus, puller: Puller) -> None:
+    def __init__(self, message: Msg, bus: Bus, puller: Puller, lost: "asyncio.Future[None]") -> None:
+        """`lost`: done when the connection that `message` came on is."""
         metadata = message.metadata
         self.data: bytes = message.data
         self.sequence: int = metadata.sequence.stream
+        self.kept_at = metadata.timestamp
+        """When the server kept it; with `sequence` it tells the message from all others there ever were."""
         self.redelivered: bool = metadata.num_delivered > 1
         self._reply = message.reply
         self._bus = bus
         self._puller = puller
+        self._lost = lost
         self._given_back = False
         self._last_word: bytes | None = None
 
@@ -154,10 +163,15 @@ class QueueMessage:
         """Starts `ack_wait` anew. Best effort: without a connection, nothing happens."""
         await self._said(Msg.Ack.Progress)
 
-    async def came_again(self, newer: Msg) -> bool:
-        """Takes over a newer delivery of the same message; False if whoever had this gave it back."""
+    async def is_in_place_of(self, newer: Msg) -> bool:
+        """Whether `newer`, of the same number, is not to be taken; False if whoever had this gave it back.
+
+        The same message is taken over; another comes again after `ack_wait`, when this is out of the way.
+        """
         if self._given_back:
             return False
+        if newer.metadata.timestamp != self.kept_at:
+            return True
         self._reply = newer.reply
         if self._last_word is not None:  # a server that was killed may forget what it confirmed
             await self._said(self._last_word)
@@ -173,17 +187,30 @@ class QueueMessage:
 
         async def confirm() -> None:
             with trouble(f"acknowledgement of message {self.sequence}"):
+                # A server that was away may have lost its store, and give the number to another message.
+                if self._lost.done() and not await self._is_kept():
+                    return
                 try:
                     await self._bus.nc.request(self._reply, word, timeout=_ACK_SECONDS)
                 except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
                     # A consumer that was lost, and made again, knows nothing of what it had delivered.
                     self._puller.doubt()
-                    if await is_queued(self._bus, self.sequence):
+                    if await self._is_kept():
                         stream = self._bus.subjects.trajectories_stream
                         await self._bus.js.delete_msg(stream, self.sequence)
 
         await self._bus.persistently(confirm)
         self._last_word = word
+
+    async def _is_kept(self) -> bool:
+        """Whether it is in the queue: it, not another of its number. Raises ConnectionFailed."""
+        stream = self._bus.subjects.trajectories_stream
+        with trouble(f"message {self.sequence}"):
+            try:
+                kept = await self._bus.js.get_msg(stream, self.sequence)
+            except NotFoundError:
+                return False
+        return kept.time is not None and abs(kept.time - self.kept_at) < _SAME_TIME
 
 
 class QueueConsumer:
@@ -212,18 +239,19 @@ class QueueConsumer:
         """
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
+            lost = self._bus.nc.lost
             messages = await self._puller.fetch(max_messages, timeout)
             fetched = [message for message in messages if not await self._is_in_hand(message)]
             timeout = deadline - asyncio.get_running_loop().time()
             if fetched or timeout <= 0:
-                return [self._taken(message) for message in fetched]
+                return [self._taken(message, lost) for message in fetched]
 
     async def _is_in_hand(self, message: Msg) -> bool:
         held = self._in_hand.get(message.metadata.sequence.stream)
-        return held is not None and await held.came_again(message)
+        return held is not None and await held.is_in_place_of(message)
 
-    def _taken(self, message: Msg) -> QueueMessage:
-        taken = QueueMessage(message, self._bus, self._puller)
+    def _taken(self, message: Msg, lost: "asyncio.Future[None]") -> QueueMessage:
+        taken = QueueMessage(message, self._bus, self._puller, lost)
         self._in_hand[taken.sequence] = taken
         return taken
 
@@ -244,9 +272,12 @@ async def _ensure_size(bus: Bus, max_messages: int) -> None:
     info = await stream_info(bus, name)
     if info is None:
         raise ConnectionFailed(f"stream {name} was removed")
-    if (info.config.max_msgs or 0) < max_messages:
+    largest = max(info.config.max_msgs or 0, max_messages)
+    window = max(info.config.duplicate_window, DUPLICATE_WINDOW_SECONDS)
+    wanted = info.config.evolve(max_msgs=largest, duplicate_window=window)
+    if wanted != info.config:
         with trouble(f"stream {name}"), refusal(f"stream {name}"):
-            await bus.js.update_stream(info.config.evolve(max_msgs=max_messages))
+            await bus.js.update_stream(wanted)
 
 
 async def _largest_size(bus: Bus, size: int) -> int:

@@ -84,6 +84,10 @@ SERIES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
             "seedrl_replay_refused_requests_total": STANDS,
         },
     ),
+    "SeedrlCheckpointsFail": (
+        {"seedrl_learner_checkpoint_failures_total": "0x50 1x30"},
+        {"seedrl_learner_checkpoint_failures_total": STANDS},
+    ),
     "SeedrlSnapshotsFail": (
         {"seedrl_replay_snapshot_failures_total": "0x50 1x30"},
         {"seedrl_replay_snapshot_failures_total": STANDS},
@@ -98,7 +102,7 @@ def promtool_says(*words: str | Path) -> str:
 
 
 def test_what_is_shipped_is_valid() -> None:
-    assert "13 rules found" in promtool_says("check", "config", PROMETHEUS / "prometheus.yml")
+    assert "14 rules found" in promtool_says("check", "config", PROMETHEUS / "prometheus.yml")
     promtool_says("check", "rules", PROMETHEUS / "alerts.yml")
 
 

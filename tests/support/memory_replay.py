@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shared.bus.connection import Bus
 from shared.bus.control import publish_status
 from shared.bus.replay import ReplaySample
+from shared.errors import Refused
 from shared.specs import RunSpec
 from shared.types import Chunk
 from tests.support.learner_chunks import make_chunk
@@ -28,9 +29,12 @@ class MemoryReplay:
         self.priorities: dict[int, float] = {}
         self.snapshots: list[str] = []
         self.may_sample = asyncio.Event()
+        self.may_update = asyncio.Event()
         self.may_snapshot = asyncio.Event()
-        self.may_sample.set()
-        self.may_snapshot.set()
+        for may in (self.may_sample, self.may_update, self.may_snapshot):
+            may.set()
+        self.snapshots_asked: list[str] = []
+        self.refusal: Refused | None = None  # of snapshots
         self.samples = 0
         self._bus = bus
         self._spec = spec
@@ -86,11 +90,15 @@ class MemoryReplay:
         )
 
     async def update_priorities(self, keys: NDArray[np.uint64], priorities: NDArray[np.float64]) -> None:
+        await self.may_update.wait()
         await asyncio.sleep(0)
         self.priorities.update(zip(keys.tolist(), priorities.tolist(), strict=True))
 
     async def snapshot(self, name: str) -> dict[str, Any]:
+        self.snapshots_asked.append(name)
         await self.may_snapshot.wait()
+        if self.refusal is not None:
+            raise self.refusal
         self.snapshots.append(name)
         return {"name": name, "items": len(self.sequences), "bytes": 0, "seconds": 0.0}
 

@@ -9,24 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.learner import sampling
 from services.learner.accounts import load_accounts, summary
 from services.learner.config import LearnerConfig
 from services.learner.learner import Learner
 from services.learner.report import Report
 from shared.bus.beside import beside
 from shared.bus.connection import Bus, connected_bus
+from shared.bus.control import request_control
 from shared.bus.key_values import create_spec
 from shared.bus.streams import ensure_run
 from shared.bus.weights import WeightsReader
 from shared.bus.work_queue import QueueState, ensure_queue
 from shared.checkpoints import latest_checkpoint
-from shared.errors import ConfigurationError
+from shared.errors import ConfigurationError, Refused
 from shared.run_spec import own_spec
 from shared.telemetry import Progress
 from tests.support.learner_chunks import make_spec
 from tests.support.learner_runs import learner_config
+from tests.support.learner_runs import learning as learner_service
 from tests.support.memory_replay import MemoryReplay, memory_replay
-from tests.support.nats import NatsRun
+from tests.support.nats import NatsRun, OwnNats
 from tests.support.waiting import eventually
 
 BATCH = 4
@@ -147,6 +150,89 @@ async def test_a_checkpoint_is_saved_also_while_replay_is_away(nats: NatsRun, tm
         checkpoint = latest_checkpoint(tmp_path / "checkpoints")
         assert checkpoint is not None
         assert checkpoint.counters["updates"] == load_accounts(tmp_path).updates > 0
+
+
+async def test_a_wait_for_replays_snapshot_holds_up_no_other_checkpoint_and_not_the_end(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    config = r2d2_config(nats, tmp_path, checkpoint_seconds=0.01)
+    async with nats.bus() as bus, replay_of(bus, config) as replay:
+        replay.may_snapshot.clear()
+        async with learning(config, replay) as learner:
+            await replay.insert(4)
+            await eventually(lambda: replay.snapshots_asked)  # the one that comes from time to time waits
+            updates = load_accounts(tmp_path).updates
+            await eventually(lambda: load_accounts(tmp_path).updates > updates)
+            learner.end("stopped")
+            await ended(learner, timeout=config.grace_seconds)
+        checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+        assert checkpoint is not None
+        assert checkpoint.counters["updates"] == load_accounts(tmp_path).updates > updates
+        assert replay.snapshots_asked[-1] == f"update-{checkpoint.counters['updates']}"
+
+
+async def test_a_replay_that_takes_no_priorities_holds_up_training_and_not_its_end(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    config = r2d2_config(nats, tmp_path)
+    async with nats.bus() as bus, replay_of(bus, config) as replay:
+        replay.may_update.clear()
+        async with learning(config, replay) as learner:
+            await replay.insert(4)
+            await eventually(lambda: load_accounts(tmp_path).updates == sampling._UNANSWERED_UPDATES)
+            report = learner.report  # type: ignore[attr-defined]
+            await eventually(lambda: report.status()["waiting"] == ["sequences from replay"])
+            learner.end("stopped")
+            await ended(learner, timeout=config.grace_seconds)
+        assert load_accounts(tmp_path).updates == sampling._UNANSWERED_UPDATES
+
+
+async def test_without_nats_and_replay_a_learner_saves_and_ends_within_its_grace(
+    own_nats: OwnNats, tmp_path: Path
+) -> None:
+    config = r2d2_config(own_nats.run, tmp_path)
+    async with own_nats.bus() as bus, replay_of(bus, config) as replay:
+        async with learning(config, replay) as learner:
+            await replay.insert(4)
+            await eventually(lambda: load_accounts(tmp_path).updates >= 1)
+            for may in (replay.may_update, replay.may_snapshot):
+                may.clear()
+            await own_nats.kill()
+            learner.end("stopped")
+            await ended(learner, timeout=config.grace_seconds)
+        checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+        assert checkpoint is not None
+        assert checkpoint.counters["updates"] == load_accounts(tmp_path).updates > 0
+
+
+async def test_control_stops_a_learner_without_waiting_for_replay(nats: NatsRun, tmp_path: Path) -> None:
+    config = r2d2_config(nats, tmp_path)
+    async with nats.bus() as bus:
+        await create_spec(bus, own_spec(config, make_spec().environment))
+        await ensure_run(bus)
+        async with learner_service(config) as learner:
+            await eventually(lambda: latest_checkpoint(tmp_path / "checkpoints"))
+            await eventually(lambda: says_it_waits_for_replay(bus))
+            (stopped,) = await request_control(bus, "stop", timeout=10)
+            assert stopped["done"] == "stops; saved checkpoint-000000000000 at update 0"
+            await learner.ended(timeout=config.grace_seconds)
+
+
+async def says_it_waits_for_replay(bus: Bus) -> bool:
+    statuses = await request_control(bus, "status", timeout=10)
+    return any(each["status"]["waiting"] == ["the first sequences from replay"] for each in statuses)
+
+
+async def test_a_replay_that_cannot_write_its_snapshot_does_not_end_the_learner(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    config = r2d2_config(nats, tmp_path)
+    async with nats.bus() as bus, replay_of(bus, config) as replay:
+        replay.refusal = Refused("replay: cannot write snapshot: No space left on device")
+        async with learning(config, replay) as learner:
+            await replay.insert(4)
+            await eventually(lambda: load_accounts(tmp_path).updates >= 1)
+            assert (await learner.save()).endswith(f"; replay wrote no snapshot ({replay.refusal})")
 
 
 async def test_a_learner_that_waits_for_replay_says_so_and_ends_when_told(

@@ -1,6 +1,7 @@
 """The learner with a real nats-server: every message accounted for, whatever comes and whatever happens."""
 
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -12,10 +13,12 @@ from services.learner.batches import staged
 from services.learner.rows import Slice
 from services.learner.training import VTraceTrainer
 from shared.addresses import free_port
+from shared.bus.connection import Bus
 from shared.bus.control import collect_statuses, request_control
 from shared.bus.episodes import publish_episodes
 from shared.bus.weights import WeightsReader
 from shared.checkpoints import latest_checkpoint, weights_from_bytes
+from shared.errors import RunError
 from shared.networks.build import build_network
 from tests.support.learner_runs import (
     BATCH_SIZE,
@@ -222,6 +225,52 @@ async def test_a_learner_that_never_found_its_server_ends_at_once(own_nats: OwnN
     await own_nats.kill()
     async with learning(learner_config(own_nats.run, tmp_path)) as learner:
         await learner.stopped()
+
+
+async def test_a_checkpoint_that_cannot_be_written_is_told_and_training_goes_on(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    checkpoints, away = tmp_path / "checkpoints", tmp_path / "away"
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = learner_config(nats, tmp_path, checkpoint_seconds=0.05)
+        async with learning(config) as learner:
+            await eventually(lambda: said(bus, "checkpoint"))
+            checkpoints.rename(away)
+            checkpoints.touch()
+            await queue.fed(4)
+            await eventually(lambda: said(bus, "checkpoint_failures"))
+            (answer,) = await request_control(bus, "checkpoint", timeout=10)
+            assert answer["done"].startswith("failed: cannot write checkpoint in ")
+            assert answer["failed"] == RunError.exit_status
+            checkpoints.unlink()
+            away.rename(checkpoints)
+            await queue.fed(4)
+            await queue.emptied()
+            await eventually(lambda: any(checkpoints.glob("checkpoint-*4")))
+            await learner.stopped()
+        assert (await queue.exact_accounts(tmp_path)).updates == 4
+
+
+async def said(bus: Bus, name: str) -> Any:
+    """What the learner's status says; None before there is a learner."""
+    answers = await request_control(bus, "status", timeout=10)
+    return answers[0]["status"][name] if answers else None
+
+
+async def test_a_last_checkpoint_that_cannot_be_written_ends_the_learner_with_the_reason(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path), fails=True) as learner:
+            await eventually(lambda: said(bus, "checkpoint"))
+            (tmp_path / "checkpoints").rename(tmp_path / "away")
+            (tmp_path / "checkpoints").touch()
+            await queue.fed(2)
+            await queue.emptied()
+            with pytest.raises(RunError, match="cannot write checkpoint in "):
+                await learner.stopped()
 
 
 # Control

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,15 @@ class FakeMessage:
     """A message of the work queue that notes what is done to it."""
 
     def __init__(
-        self, sequence: int, *, redelivered: bool = False, on_ack: Callable[[], object] = lambda: None
+        self,
+        sequence: int,
+        *,
+        redelivered: bool = False,
+        on_ack: Callable[[], object] = lambda: None,
+        kept_at: datetime = datetime(2026, 1, 1, tzinfo=UTC),
     ) -> None:
         self.sequence = sequence
+        self.kept_at = kept_at
         self.redelivered = redelivered
         self.acks = self.in_progresses = self.naks = 0
         self.may_ack = asyncio.Event()
@@ -124,6 +131,20 @@ async def test_a_message_that_comes_again_though_it_was_acknowledged_is_not_coun
         await books.settled()
     assert again.acks == 1
     assert (books.accounts.trained, books.accounts.steps, books.accounts.redelivered) == (1, 4, 0)
+
+
+async def test_another_message_of_a_number_that_was_acknowledged_is_counted(books: Bookkeeper) -> None:
+    """NATS lost its store, so numbers begin at 1 again."""
+    hold(books, FakeMessage(1))
+    async with running(books):
+        books.count([Outcome(1, None, steps=4)], updates=1)
+        await books.settled()
+        other = FakeMessage(1, redelivered=True, kept_at=datetime(2026, 1, 2, tzinfo=UTC))
+        assert hold(books, other)
+        assert other.acks == 0
+        books.count([Outcome(1, None, steps=4)], updates=2)
+        await books.settled()
+    assert (other.acks, books.accounts.trained, books.accounts.steps) == (1, 2, 8)
 
 
 async def test_a_redelivered_message_is_counted_as_such(books: Bookkeeper) -> None:

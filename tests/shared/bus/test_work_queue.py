@@ -16,7 +16,7 @@ from shared.bus.work_queue import (
     queue_state,
 )
 from shared.errors import ChunkError, ConnectionFailed, QueueFull
-from tests.support.nats import NatsRun
+from tests.support.nats import NatsRun, OwnNats
 from tests.support.queue import fetch_all
 from tests.support.waiting import eventually
 
@@ -153,6 +153,22 @@ async def test_a_queue_grows_and_never_shrinks(nats: NatsRun) -> None:
         assert await size_of(bus) == 10
 
 
+async def test_the_queue_of_an_older_version_gets_the_present_duplicate_window(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        stream = bus.subjects.trajectories_stream
+        before = await stream_info(bus, stream)
+        assert before is not None
+        await bus.js.update_stream(before.config.evolve(duplicate_window=120.0))
+        sequence = await publish_chunk(bus, b"0", "m/0")
+        await ensure_queue(bus, 5)
+        after = await stream_info(bus, stream)
+        assert after is not None
+        assert after.config == before.config
+        assert after.config.duplicate_window == work_queue.DUPLICATE_WINDOW_SECONDS == 1800
+        assert await publish_chunk(bus, b"0", "m/0") == sequence  # what it knew, it still knows
+
+
 async def test_many_who_make_the_queue_at_once_get_the_largest(nats: NatsRun) -> None:
     async with nats.bus() as one, nats.bus() as other:
         for round_ in range(5):
@@ -267,6 +283,46 @@ async def test_a_message_that_a_new_consumer_does_not_know_is_acknowledged_all_t
         await bus.js.add_consumer(stream, durable_name=consumer)
         await asyncio.wait_for(message.ack(), 10)
         await message.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
+
+
+async def test_a_message_of_a_lost_store_is_not_taken_for_the_new_one_of_its_number(
+    own_nats: OwnNats,
+) -> None:
+    async with own_nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for i in range(1, 5):
+            await publish_chunk(bus, b"old %d" % i, f"old/{i}")
+        consumer = QueueConsumer(bus, ack_wait=0.5)
+        held = await fetch_all(consumer, 4)
+        await own_nats.lose_store()
+        await bus.connected()
+        await ensure_queue(bus, 10)
+        for i in range(1, 7):
+            await publish_chunk(bus, b"new %d" % i, f"new/{i}")
+        first = await fetch_all(consumer, 2)
+        assert [message.data for message in first] == [b"new 5", b"new 6"]
+        for message in held:
+            await message.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=6, messages=6)
+        del message
+        held.clear()
+        then = await fetch_all(consumer, 4)
+        assert sorted(message.data for message in then) == [b"new %d" % i for i in range(1, 5)]
+        for message in (*first, *then):
+            await message.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=6, messages=0)
+
+
+async def test_a_large_message_is_acknowledged_after_the_server_was_away(own_nats: OwnNats) -> None:
+    async with own_nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        await publish_chunk(bus, bytes(bus.max_payload), "m/0")
+        (message,) = await fetch_all(QueueConsumer(bus), 1)
+        await own_nats.kill()
+        await own_nats.start()
+        await asyncio.wait_for(message.ack(), 10)
+        assert bus.is_connected
         assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
 
 
