@@ -6,13 +6,13 @@ between the two, the message is still queued: at the restart it is taken out of 
 and counted when it comes back. The journal is replaced atomically.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from shared.errors import RunError
+from shared.files import replace_file
 
 ACCOUNTS_FILE = "accounts.json"
 
@@ -146,16 +146,10 @@ def read_accounts(directory: Path, parse: Callable[[bytes], T]) -> T | None:
 def write_accounts(directory: Path, data: bytes, *, durable: bool = False) -> None:
     """Replaces the journal in `directory` by `data` in one step.
 
-    It then survives the end of this process; `durable` makes it survive the machine's, at the cost of
-    waiting for the disk. Raises RunError when it cannot be written.
+    `durable`: it then survives the end of the machine as well. Raises RunError when it cannot be written.
     """
     path = directory / ACCOUNTS_FILE
-    temporary = path.with_suffix(".tmp")
     try:
-        with open(temporary, "wb", buffering=0) as file:
-            file.write(data)
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(path, data, durable=durable)
     except OSError as error:
         raise RunError(f"cannot write the accounts {path}: {error.strerror}") from error

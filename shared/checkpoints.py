@@ -28,6 +28,7 @@ import safetensors.torch
 from torch import Tensor
 
 from shared.errors import RunError
+from shared.files import sync_directory
 from shared.specs import RunSpec
 from shared.trees import put_together, taken_apart
 
@@ -98,12 +99,12 @@ def save_checkpoint(
         hashes = {name: _sha256(data) for name, data in files.items()}
         for name, data in {**files, _MANIFEST: _manifest(hashes, CHECKPOINT_FORMAT_VERSION)}.items():
             _write(temporary / name, data)
-        _sync_directory(temporary)
+        sync_directory(temporary)
         _put(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_directory(directory)
+    sync_directory(directory)
     _remove_older(directory, path, keep)
     return path
 
@@ -163,14 +164,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _put(temporary: Path, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Configuration of `seedrl train`: all that a service of the run can be told, and the supervisor's own."""
 
-import os
 import re
 import secrets
 import ssl
@@ -20,6 +19,7 @@ from services.local.reading import reading
 from services.replay.config import ReplayConfig
 from shared.config import Settings, given, load
 from shared.errors import RunError
+from shared.files import replace_file
 from shared.kinds import R2D2, Heading, Seed, Unused
 from shared.presets import preset_path, read_preset
 from shared.secrets import without_credentials
@@ -210,17 +210,14 @@ def write_config(config: TrainConfig, path: Path) -> None:
     )
     if config.nats_url is not None:
         values["nats_url"] = without_credentials(config.nats_url)
-    replace_file(path, yaml.safe_dump(values, sort_keys=True).encode())
+    write_file(path, yaml.safe_dump(values, sort_keys=True).encode())
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Puts `content` in the place of `path` in one step. Raises RunError when it cannot be written."""
-    temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        replace_file(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.learner.accounts import Accounts, has_begun, load_accounts
-from services.local.config import CONFIG_FILE, LOCK_FILE, TrainConfig, replace_file, write_config
+from services.local.config import CONFIG_FILE, LOCK_FILE, TrainConfig, write_config, write_file
 from services.local.summary import SUMMARY_FILE
 from shared.errors import RunError
 
@@ -56,7 +56,7 @@ def configured(config: TrainConfig) -> Iterator[None]:
     finally:
         if _steps(config.directory) == steps:
             for each, content in before.items():
-                replace_file(each, content)
+                write_file(each, content)
 
 
 def is_used(directory: Path) -> bool:

@@ -9,7 +9,7 @@ import orjson
 
 from services.learner.accounts import Accounts, load_accounts, summary
 from services.learner.replay_counts import ReplayCounts
-from services.local.config import TrainConfig, replace_file
+from services.local.config import TrainConfig, write_file
 from services.local.reading import reading
 from shared.bus.connection import Bus
 from shared.bus.work_queue import QueueState, is_queued, queue_state
@@ -69,7 +69,7 @@ def write_summary(
 
 def save_summary(config: TrainConfig, content: dict[str, Any]) -> None:
     """Writes summary.json whole. Raises RunError when it cannot be written."""
-    replace_file(config.directory / SUMMARY_FILE, orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    write_file(config.directory / SUMMARY_FILE, orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 
 def _of_r2d2(accounts: Accounts, replay: ReplayCounts | None) -> dict[str, Any]:

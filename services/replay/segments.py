@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.files import sync_directory
+
 _JOINED_BYTES = 4 * 2**20  # written at once; while they are, other threads run
 _UNFINISHED = ".unfinished-"
 _SUFFIX = ".rows"
@@ -102,15 +104,6 @@ def check_hash(path: Path, sha256: Any) -> None:
         raise Damaged(f"{path.name}: {error.strerror}") from error
     if digest != sha256:
         raise Damaged(f"{path.name} does not match its hash")
-
-
-def sync_directory(path: Path) -> None:
-    """Returns once what was renamed in `path` is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Hashing:

@@ -26,13 +26,13 @@ from services.replay.segments import (
     check_hash,
     read_segment,
     remove_segments,
-    sync_directory,
     write_segment,
     write_whole,
 )
 from services.replay.shelf import ShelfState
 from services.replay.state import TableState
 from shared.errors import RunError
+from shared.files import sync_directory
 from shared.telemetry import get_logger
 
 SNAPSHOT_FORMAT_VERSION = 1
