@@ -38,7 +38,8 @@ class ChunkPublisher:
     """Encodes in threads and publishes one message at a time, so that there is one who retries.
 
     A stream hands over its next chunk only when the one before the last is acknowledged, so at most two per
-    stream are held. As an async context manager it gives up, on leaving, what is not published by then.
+    live stream are held. What ended streams left is still published; `rows` tells who admits new ones how much
+    waits. As an async context manager it gives up, on leaving, what is not published by then.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ChunkPublisher:
         self._looks = Pace(first=_FIRST_LOOK_SECONDS, least=_LEAST_LOOK_SECONDS, most=_MOST_LOOK_SECONDS)
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
         self._running: set[asyncio.Task[None]] = set()
+        self.rows = 0  # of all chunks that are not acknowledged yet
         self.is_full = False  # the queue was, when the newest message first came to it
         self.trouble: str | None = None  # why NATS, being there, does not keep the message that waits
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -82,6 +84,7 @@ class ChunkPublisher:
         job = _Job(cut, spec, rows_per_message)
         task = asyncio.create_task(self._publish(job, after))
         self._running.add(task)
+        self.rows += job.rows
         self._metrics.queued_publishes.set(len(self._running))
         task.add_done_callback(partial(self._on_end, job))
         return task
@@ -115,6 +118,7 @@ class ChunkPublisher:
 
     def _on_end(self, job: "_Job", task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
+        self.rows -= job.rows
         self._metrics.queued_publishes.set(len(self._running))
         self._metrics.discarded_steps.add(job.unpublished_steps)
         error = None if task.cancelled() else task.exception()
@@ -125,9 +129,9 @@ class ChunkPublisher:
         messages = await in_thread(job.encoded, self._encoders)
         if after is not None:
             await asyncio.wait([after])
-        for part, message in zip(job.parts, messages, strict=True):
-            await self._persist(message, _message_id(part))
-            job.unpublished_steps -= part.steps
+        for (message_id, steps), message in zip(job.parts, messages, strict=True):
+            await self._persist(message, message_id)
+            job.unpublished_steps -= steps
 
     async def _persist(self, message: bytes, message_id: str) -> None:
         async with self._turn:
@@ -170,17 +174,22 @@ class ChunkPublisher:
 
 
 class _Job:
-    """A chunk on its way, cut into the rows of one message each."""
+    """A chunk on its way, cut into the rows of one message each; once encoded, only its accounts."""
 
-    def __init__(self, cut: Cut, spec: RunSpec, rows: int) -> None:
-        self._cut, self._spec = cut, spec
-        self.parts = _parts(cut.chunk, rows)
-        self._rows = rows
+    def __init__(self, cut: Cut, spec: RunSpec, rows_per_message: int) -> None:
+        self._cut: Cut | None = cut
+        self._spec = spec
+        self._rows_per_message = rows_per_message
+        self.rows = cut.chunk.rows
+        self.parts = [(_message_id(part), part.steps) for part in _parts(cut.chunk, rows_per_message)]
         self.unpublished_steps = cut.chunk.steps
 
     def encoded(self) -> list[bytes]:
-        """One message per part; what takes time happens here, off the event loop."""
-        return [encode_chunk(part) for part in _parts(completed(self._cut, self._spec), self._rows)]
+        """One message per part, once; what takes time happens here, off the event loop."""
+        assert self._cut is not None, "a chunk is encoded once"
+        parts = _parts(completed(self._cut, self._spec), self._rows_per_message)
+        self._cut = None
+        return [encode_chunk(part) for part in parts]
 
 
 def _parts(chunk: Chunk, rows: int) -> list[Chunk]:

@@ -21,6 +21,7 @@ from shared.wire import inference_pb2 as pb
 from shared.wire.pipes import Pipes, taken
 
 _REMEMBERED_IDS = 100_000
+_MOST_CHUNKS = 2  # unpublished, per environment there may be: more than live streams hold while one joins
 
 Episodes = Callable[[dict[str, Any]], None]
 
@@ -70,9 +71,7 @@ class Stream:
         for episode in episodes:
             self._on_episode(episode)
         answer = await self._dispatcher.ask(group, step)
-        cut = group.act(answer)
-        if cut is not None:
-            await self._publish(cut)
+        await self._room(self._submitted(group.act(answer)))
         self._dispatcher.expect(group)
         return pb.ActResponse(
             actions=pb.Actions(
@@ -82,12 +81,17 @@ class Stream:
             )
         ).SerializeToString()
 
-    async def _publish(self, cut: Cut) -> None:
+    def _submitted(self, cut: Cut | None) -> "asyncio.Task[None] | None":
+        """Hands over the chunk that has ended, if one has; returns what is to be awaited then."""
+        if cut is None:
+            return None
         before = self._publishing
         self._publishing = self._publisher.submit(
             cut, self._spec, rows_per_message=self._rows_per_message, after=before
         )
-        awaited = self._publishing if self._publisher.is_full else before
+        return self._publishing if self._publisher.is_full else before
+
+    async def _room(self, awaited: "asyncio.Task[None] | None") -> None:
         if awaited is None or awaited.done():
             return
         started = self.withheld_since = monotonic()
@@ -139,6 +143,13 @@ class Streams:
             raise Refusal(
                 "full",
                 f"full: {self._slots.free} of {capacity} environments are free, this group has {rows}",
+                status="RESOURCE_EXHAUSTED",
+            )
+        waiting = self._publisher.rows
+        if introduction.role == "train" and waiting >= _MOST_CHUNKS * capacity:
+            raise Refusal(
+                "backlog",
+                f"backlog: chunks of {waiting} environments, also of ended streams, wait to be published",
                 status="RESOURCE_EXHAUSTED",
             )
 
