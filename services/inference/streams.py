@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from time import monotonic
 from typing import Any
 
@@ -161,35 +161,45 @@ class Streams:
         self.check(introduction)
         slots = self._slots.allocate(introduction.group_size)
         assert slots is not None, "checked"
-        group = Group(introduction, spec=engine.spec, slots=slots, frames_in_place=engine.frames_in_place)
-        pipes = None
-        if group.shares_memory:
-            pipes = taken(introduction.shared_memory, group_size=group.rows, stream_id=introduction.stream_id)
-        stream = Stream(
-            group,
-            engine.spec,
-            rows_per_message=rows_per_message,
-            dispatcher=engine.dispatcher,
-            publisher=self._publisher,
-            on_episode=self._on_episode,
-            metrics=self._metrics,
-            pipes=pipes,
-        )
-        self._remember(introduction.stream_id)
-        self._live[introduction.stream_id] = stream
+        with ExitStack() as leaving:
+            leaving.callback(self._gauge)
+            leaving.callback(self._slots.release, slots)
+            group = Group(introduction, spec=engine.spec, slots=slots, frames_in_place=engine.frames_in_place)
+            leaving.callback(engine.dispatcher.forget, group)
+            pipes = None
+            if group.shares_memory:
+                pipes = taken(
+                    introduction.shared_memory, group_size=group.rows, stream_id=introduction.stream_id
+                )
+            if pipes is not None:
+                leaving.callback(pipes.close)
+            stream = Stream(
+                group,
+                engine.spec,
+                rows_per_message=rows_per_message,
+                dispatcher=engine.dispatcher,
+                publisher=self._publisher,
+                on_episode=self._on_episode,
+                metrics=self._metrics,
+                pipes=pipes,
+            )
+            self._remember(introduction.stream_id)
+            with self._counted(stream):
+                yield stream
+
+    @contextmanager
+    def _counted(self, stream: Stream) -> Iterator[None]:
+        """Within, it is among the live streams; afterwards its unfinished steps count as discarded."""
+        stream_id = stream.group.introduction.stream_id
+        self._live[stream_id] = stream
         self._metrics.held.change(members=1)
         self._gauge()
         try:
-            yield stream
+            yield
         finally:
-            if pipes is not None:
-                pipes.close()
-            del self._live[introduction.stream_id]
+            del self._live[stream_id]
             self._metrics.held.change(members=-1)
-            engine.dispatcher.forget(group)
-            self._slots.release(slots)
-            self._metrics.discarded_steps.add(group.unfinished_steps)
-            self._gauge()
+            self._metrics.discarded_steps.add(stream.group.unfinished_steps)
 
     def _remember(self, stream_id: str) -> None:
         self._known_ids[stream_id] = None
