@@ -24,7 +24,8 @@ from shared.types import Chunk
 from shared.wire.chunks import encode_chunk, slice_rows
 
 _FIRST_BACKOFF_SECONDS = 0.005
-_LONGEST_BACKOFF_SECONDS = 0.05
+_LONGEST_BACKOFF_SECONDS = 0.05  # once there is room
+_LONGEST_REFUSED_SECONDS = 1.0  # where NATS answers with an error, to the whole message each time
 # Between two looks at a full queue, which the server answers at some cost.
 _FIRST_LOOK_SECONDS, _LEAST_LOOK_SECONDS, _MOST_LOOK_SECONDS = 0.1, 0.02, 0.4
 _ENCODERS = 2
@@ -38,8 +39,8 @@ class ChunkPublisher:
     """Encodes in threads and publishes one message at a time, so that there is one who retries.
 
     A stream hands over its next chunk only when the one before the last is acknowledged, so at most two per
-    live stream are held. What ended streams left is still published; `rows` tells who admits new ones how much
-    waits. As an async context manager it gives up, on leaving, what is not published by then.
+    live stream are held. What ended streams left is published, too; `rows` tells who admits new ones how
+    much waits. As an async context manager it gives up, on leaving, what is not published by then.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class ChunkPublisher:
             backoff = _FIRST_BACKOFF_SECONDS
             was_full = False
             while True:
+                longest = _LONGEST_BACKOFF_SECONDS
                 try:
                     await publish_chunk(self._bus, message, message_id)
                 except QueueFull:
@@ -145,6 +147,7 @@ class ChunkPublisher:
                     self._metrics.publish_retries.labels("full").inc()
                     await self._room()
                 except ConnectionFailed as error:
+                    longest = _LONGEST_REFUSED_SECONDS
                     self._metrics.publish_retries.labels("connection").inc()
                     self._complain(error)
                     await self._ensure_queue()  # once there is a connection; the server may have lost it
@@ -153,8 +156,9 @@ class ChunkPublisher:
                     self.is_full = was_full
                     self.trouble = None
                     return
+                backoff = min(backoff, longest)
                 await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+                backoff *= 2
 
     def _complain(self, error: ConnectionFailed) -> None:
         """Says once per outage what else only NATS' own log tells; a lost connection is said elsewhere."""

@@ -198,6 +198,27 @@ async def test_a_server_that_keeps_nothing_though_it_is_there_is_named(
     assert capsys.readouterr().out.count("NATS keeps no chunks") == 1
 
 
+async def test_a_message_that_the_server_refuses_is_sent_ever_more_rarely(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 9)
+        stream = bus.subjects.trajectories_stream
+        config = (await bus.js.stream_info(stream)).config
+        await bus.js.update_stream(config.evolve(max_msg_size=1))
+        sent: list[float] = []
+
+        async def count(_: Msg) -> None:
+            sent.append(monotonic())
+
+        await bus.nc.subscribe(bus.subjects.trajectories, cb=count)
+        async with publishing(bus) as publisher:
+            task = publisher.submit(cut(0), SPEC, rows_per_message=2, after=None)
+            await eventually(lambda: len(sent) > 9)
+            assert sent[5] - sent[0] < 1.0, "at first it may be over soon"
+            assert sent[9] - sent[8] > 0.9
+            await bus.js.update_stream(config)
+            await asyncio.wait_for(task, 5)
+
+
 async def test_a_queue_that_the_server_lost_is_made_again(nats: NatsRun) -> None:
     async with running_inference(nats) as service, learner_side(nats, SPEC) as learner:
         await learner.publish()
@@ -276,9 +297,9 @@ async def test_what_ended_streams_leave_is_bounded_and_accounted_for(nats: NatsR
             actor.break_off()
             await service.counted("streams", 0)
 
+        await replaced()
         with pytest.raises(Ended, match="backlog: chunks of 4 environments, also of ended streams") as ended:
-            while len(played) < 9:
-                await replaced()
+            await replaced()
         assert ended.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await service.metric("queued_publishes") == 2
         assert await service.metric("refused_messages_total", reason="backlog") == 1
@@ -302,19 +323,21 @@ async def test_what_ended_streams_leave_is_bounded_and_accounted_for(nats: NatsR
 async def test_an_encoded_chunk_that_waits_keeps_nothing_but_its_messages(nats: NatsRun) -> None:
     async with nats.bus() as bus:
         await ensure_queue(bus, 1)
-        metrics = InferenceMetrics(new_registry())
-
-        async def nothing() -> None:
-            """The queue is there."""
-
-        async with ChunkPublisher(bus, metrics, ensure_queue=nothing) as publisher:
-            publisher.submit(cut(0), SPEC, rows_per_message=2, after=None)
+        async with publishing(bus) as publisher:
+            await publisher.submit(cut(0), SPEC, rows_per_message=2, after=None)
             raw = cut(1)
             seen = weakref.ref(raw.chunk.observation["observation"])
             publisher.submit(raw, SPEC, rows_per_message=2, after=None)
             del raw
             await eventually(lambda: seen() is None)
             assert (publisher.queued, publisher.rows) == (1, 2)
+
+
+def publishing(bus: Bus) -> ChunkPublisher:
+    async def nothing() -> None:
+        """The queue is there."""
+
+    return ChunkPublisher(bus, InferenceMetrics(new_registry()), ensure_queue=nothing)
 
 
 def cut(number: int) -> Cut:
