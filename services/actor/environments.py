@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -47,6 +48,7 @@ class GroupMaker:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     life_loss: bool = False
     env_threads: int = 0  # 0: one per CPU
+    on_made: Callable[[], None] = lambda: None  # called after each of environments that are made one by one
 
     def __call__(self) -> Vector:
         """A vector environment with NEXT_STEP autoreset. Raises UnsupportedEnvironment."""
@@ -147,12 +149,22 @@ class GroupMaker:
 
     def _of_single_environments(self, way: Literal["sync", "async"]) -> Vector:
         make = SingleMaker(env=self.env, env_kwargs=self.env_kwargs, checks_shapes=way == "async")
-        makers = [make] * self.group_size
+
+        def made() -> Env[Any, Any]:
+            env = make()
+            self.on_made()
+            return env
+
         # Observations are turned into bytes before the next step, so the buffers can be used again.
         if way == "sync":
+            makers = [made] * self.group_size
             return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
-        context = _safe_context()
-        return AsyncVectorEnv(makers, copy=False, context=context, autoreset_mode=AutoresetMode.NEXT_STEP)
+        return AsyncVectorEnv(
+            [make] * self.group_size,
+            copy=False,
+            context=_safe_context(),
+            autoreset_mode=AutoresetMode.NEXT_STEP,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -114,14 +114,17 @@ class _Actor:
                     tasks.create_task(_until_the_run_is_over(group, stop))
 
     async def watch(self) -> None:
-        """Beats while the step threads come back from their work. Raises EnvironmentHangs."""
+        """Beats while the step threads come back from their work, or make environment after environment.
+
+        Raises EnvironmentHangs.
+        """
         limit = self._config.step_timeout
         while True:
             if self._threads.is_overdue():
                 raise EnvironmentHangs(
                     f"{self._config.env} did not finish a step in {limit:g} s (--step-timeout)"
                 )
-            if self._threads.longest_job() < 2 * _BEAT_SECONDS:
+            if self._threads.longest_silence() < 2 * _BEAT_SECONDS:
                 self.progress.beat("environments")
             self.activity.sample()
             await asyncio.sleep(_BEAT_SECONDS)
@@ -132,7 +135,7 @@ class _Actor:
         made: list[SteppedGroup] = []
         try:
             for index in range(self._config.groups):
-                make = functools.partial(_make_group, self._config, index)
+                make = functools.partial(_make_group, self._config, index, self._threads.gets_on)
                 made.append(await self._threads.run(make))
             self._metrics.groups.set(len(made))
             log.info(
@@ -157,7 +160,7 @@ async def _until_the_run_is_over(group: Group, stop: asyncio.Event) -> None:
     stop.set()
 
 
-def group_maker(config: ActorConfig) -> GroupMaker:
+def group_maker(config: ActorConfig, on_made: Callable[[], None] = lambda: None) -> GroupMaker:
     """What makes the groups that `config` asks for."""
     return GroupMaker(
         env=config.env,
@@ -166,11 +169,12 @@ def group_maker(config: ActorConfig) -> GroupMaker:
         env_kwargs=config.env_kwargs,
         life_loss=config.life_loss,
         env_threads=config.env_threads,
+        on_made=on_made,
     )
 
 
-def _make_group(config: ActorConfig, index: int) -> SteppedGroup:
-    maker = group_maker(config)
+def _make_group(config: ActorConfig, index: int, on_made: Callable[[], None]) -> SteppedGroup:
+    maker = group_maker(config, on_made)
     seeds = group_seeds(config.seed, actor_id=config.actor_id, group=index)
     return SteppedGroup(maker, seeds=None if config.seed is None and maker.seeds_itself else seeds)
 

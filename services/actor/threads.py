@@ -34,6 +34,7 @@ class _Running:
     """A job that a thread is at."""
 
     began: float  # by the clock
+    got_on: float  # likewise: when it last said so
     limit_seconds: float
     counted_seconds: float = 0.0  # in which this process ran, too
 
@@ -45,10 +46,9 @@ class StepThreads:
         self._clock = clock
         self._looked_at = clock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._running: dict[int, _Running] = {}  # by thread number
+        self._running: dict[int, _Running] = {}  # by thread
         self._threads = [
-            threading.Thread(target=self._work, args=(number,), name=f"step-{number}", daemon=True)
-            for number in range(count)
+            threading.Thread(target=self._work, name=f"step-{number}", daemon=True) for number in range(count)
         ]
 
     def __enter__(self) -> Self:
@@ -77,10 +77,14 @@ class StepThreads:
         self._jobs.put(_Job(function, limit_seconds, loop, future))
         return await future
 
-    def longest_job(self) -> float:
-        """Seconds since the oldest running function began; 0 when none runs."""
+    def gets_on(self) -> None:
+        """To be called by a running function that does one thing after the other, after each of them."""
+        self._running[threading.get_ident()].got_on = self._clock()
+
+    def longest_silence(self) -> float:
+        """Seconds since a running function began or got on, at the longest; 0 when none runs."""
         now = self._clock()
-        return max((now - job.began for job in self._running.copy().values()), default=0.0)
+        return max((now - job.got_on for job in self._running.copy().values()), default=0.0)
 
     def is_overdue(self) -> bool:
         """Whether a running function has taken longer than its limit; to be asked every second or so.
@@ -96,13 +100,15 @@ class StepThreads:
             job.counted_seconds += min(passed, now - job.began)
         return any(job.counted_seconds > job.limit_seconds for job in jobs)
 
-    def _work(self, number: int) -> None:
+    def _work(self) -> None:
+        me = threading.get_ident()
         while (job := self._jobs.get()) is not None:
             if job.future.cancelled():
                 continue
-            self._running[number] = _Running(self._clock(), job.limit_seconds)
+            now = self._clock()
+            self._running[me] = _Running(now, now, job.limit_seconds)
             outcome = _outcome(job)
-            del self._running[number]
+            del self._running[me]
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 job.loop.call_soon_threadsafe(outcome)
             del job, outcome  # an idle thread keeps no environment alive

@@ -42,6 +42,7 @@ from services.local.summary import (
 )
 from services.local.watching import ActorWatch, watched_actors
 from shared.bus.connection import connected_bus
+from shared.bus.key_values import keep_paused
 from shared.bus.statuses import StatusBoard, watched_statuses
 from shared.config import secret_values
 from shared.errors import ConnectionFailed, SeedrlError
@@ -139,6 +140,9 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
                 nats, run_id=config.run_id, name="supervisor", patient=config.nats_url is None
             ) as bus,
         ):
+            if config.resume:  # whoever starts the run again wants it to go on
+                with contextlib.suppress(ConnectionFailed):
+                    await keep_paused(bus, False)
             run = LocalRun(config, nats, lambda: int(board.newest("learner").get("steps") or 0))
             with published_connection(config.directory, run.connection):
                 async with (

@@ -2,9 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable
 from functools import partial
-from typing import TypeVar
 
 from services.inference.config import InferenceConfig
 from services.inference.engine import Engine, state_shapes
@@ -24,10 +22,9 @@ from shared.specs import RunSpec
 from shared.telemetry import get_logger
 from shared.wire.chunks import StateShapes, rows_per_message
 
-HELLO_SECONDS = 10.0
-"""How long a Hello waits for NATS before the actor is told to come again."""
+HELLO_SECONDS = 20.0
+"""How long a Hello waits, in all, before the actor is told to come again; actors wait 30 s."""
 
-T = TypeVar("T")
 log = get_logger(__name__)
 
 
@@ -87,6 +84,13 @@ class Agreement:
 
         The first newcomer's environment becomes the run's. Raises Refusal.
         """
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                return await self._join(introduction)
+        except (TimeoutError, ConnectionFailed) as error:
+            raise self._unavailable() from error
+
+    async def _join(self, introduction: Introduction) -> tuple[Engine, int]:
         if not self._engine.done():
             async with self._proposing:
                 if not self._engine.done():
@@ -100,7 +104,7 @@ class Agreement:
         most = self._rows(engine.spec, engine.state_shapes, introduction.group_size)
         rows, least = even_parts(introduction.group_size, most)
         if self._least_rows is None or least < self._least_rows:
-            await self._in_time(ensure_queue(self._bus, self._queue_size(least)))
+            await ensure_queue(self._bus, self._queue_size(least))
             self._least_rows = min(least, self._least_rows or least)
         return engine, rows
 
@@ -120,27 +124,18 @@ class Agreement:
             log.error("network does not fit", reason=str(error))
             raise Refusal("spaces", str(error)) from error
         self._rows(spec, shapes, introduction.group_size)
-        await self._in_time(create_spec(self._bus, spec))
-        await self._in_time(self.engine_built())
+        await create_spec(self._bus, spec)
+        await self.engine_built()
 
     def _rows(self, spec: RunSpec, shapes: StateShapes, group_size: int) -> int:
         try:
             return rows_per_message(spec, shapes, group_size, self._bus.max_payload)
         except ChunkError as error:
             raise Refusal("row_size", str(error)) from error
-        except ConnectionFailed as error:
-            raise self._unavailable() from error
 
     def _queue_size(self, rows: int) -> int:
         """Messages that hold `max_queued_batches` batches when a message has `rows` rows."""
         return math.ceil(self._config.max_queued_batches * self._config.batch_size / rows) + 1
-
-    async def _in_time(self, awaitable: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(HELLO_SECONDS):
-                return await awaitable
-        except (TimeoutError, ConnectionFailed) as error:
-            raise self._unavailable() from error
 
     def _unavailable(self) -> Refusal:
         return Refusal("unavailable", f"waiting for NATS at {self._bus.address}", status="UNAVAILABLE")

@@ -24,7 +24,8 @@ from shared.types import Chunk
 from shared.wire.chunks import encode_chunk, slice_rows
 
 _FIRST_BACKOFF_SECONDS = 0.005
-_LONGEST_BACKOFF_SECONDS = 0.05
+_LONGEST_BACKOFF_SECONDS = 0.05  # once there is room
+_LONGEST_REFUSED_SECONDS = 1.0  # where NATS answers with an error, to the whole message each time
 # Between two looks at a full queue, which the server answers at some cost.
 _FIRST_LOOK_SECONDS, _LEAST_LOOK_SECONDS, _MOST_LOOK_SECONDS = 0.1, 0.02, 0.4
 _ENCODERS = 2
@@ -38,7 +39,8 @@ class ChunkPublisher:
     """Encodes in threads and publishes one message at a time, so that there is one who retries.
 
     A stream hands over its next chunk only when the one before the last is acknowledged, so at most two per
-    stream are held. As an async context manager it gives up, on leaving, what is not published by then.
+    live stream are held. What ended streams left is published, too; `rows` tells who admits new ones how
+    much waits. As an async context manager it gives up, on leaving, what is not published by then.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ChunkPublisher:
         self._looks = Pace(first=_FIRST_LOOK_SECONDS, least=_LEAST_LOOK_SECONDS, most=_MOST_LOOK_SECONDS)
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
         self._running: set[asyncio.Task[None]] = set()
+        self.rows = 0  # of all chunks that are not acknowledged yet
         self.is_full = False  # the queue was, when the newest message first came to it
         self.trouble: str | None = None  # why NATS, being there, does not keep the message that waits
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -82,6 +85,7 @@ class ChunkPublisher:
         job = _Job(cut, spec, rows_per_message)
         task = asyncio.create_task(self._publish(job, after))
         self._running.add(task)
+        self.rows += job.rows
         self._metrics.queued_publishes.set(len(self._running))
         task.add_done_callback(partial(self._on_end, job))
         return task
@@ -115,6 +119,7 @@ class ChunkPublisher:
 
     def _on_end(self, job: "_Job", task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
+        self.rows -= job.rows
         self._metrics.queued_publishes.set(len(self._running))
         self._metrics.discarded_steps.add(job.unpublished_steps)
         error = None if task.cancelled() else task.exception()
@@ -125,15 +130,16 @@ class ChunkPublisher:
         messages = await in_thread(job.encoded, self._encoders)
         if after is not None:
             await asyncio.wait([after])
-        for part, message in zip(job.parts, messages, strict=True):
-            await self._persist(message, _message_id(part))
-            job.unpublished_steps -= part.steps
+        for (message_id, steps), message in zip(job.parts, messages, strict=True):
+            await self._persist(message, message_id)
+            job.unpublished_steps -= steps
 
     async def _persist(self, message: bytes, message_id: str) -> None:
         async with self._turn:
             backoff = _FIRST_BACKOFF_SECONDS
             was_full = False
             while True:
+                longest = _LONGEST_BACKOFF_SECONDS
                 try:
                     await publish_chunk(self._bus, message, message_id)
                 except QueueFull:
@@ -141,6 +147,7 @@ class ChunkPublisher:
                     self._metrics.publish_retries.labels("full").inc()
                     await self._room()
                 except ConnectionFailed as error:
+                    longest = _LONGEST_REFUSED_SECONDS
                     self._metrics.publish_retries.labels("connection").inc()
                     self._complain(error)
                     await self._ensure_queue()  # once there is a connection; the server may have lost it
@@ -149,8 +156,9 @@ class ChunkPublisher:
                     self.is_full = was_full
                     self.trouble = None
                     return
+                backoff = min(backoff, longest)
                 await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+                backoff *= 2
 
     def _complain(self, error: ConnectionFailed) -> None:
         """Says once per outage what else only NATS' own log tells; a lost connection is said elsewhere."""
@@ -170,17 +178,22 @@ class ChunkPublisher:
 
 
 class _Job:
-    """A chunk on its way, cut into the rows of one message each."""
+    """A chunk on its way, cut into the rows of one message each; once encoded, only its accounts."""
 
-    def __init__(self, cut: Cut, spec: RunSpec, rows: int) -> None:
-        self._cut, self._spec = cut, spec
-        self.parts = _parts(cut.chunk, rows)
-        self._rows = rows
+    def __init__(self, cut: Cut, spec: RunSpec, rows_per_message: int) -> None:
+        self._cut: Cut | None = cut
+        self._spec = spec
+        self._rows_per_message = rows_per_message
+        self.rows = cut.chunk.rows
+        self.parts = [(_message_id(part), part.steps) for part in _parts(cut.chunk, rows_per_message)]
         self.unpublished_steps = cut.chunk.steps
 
     def encoded(self) -> list[bytes]:
-        """One message per part; what takes time happens here, off the event loop."""
-        return [encode_chunk(part) for part in _parts(completed(self._cut, self._spec), self._rows)]
+        """One message per part, once; what takes time happens here, off the event loop."""
+        assert self._cut is not None, "a chunk is encoded once"
+        parts = _parts(completed(self._cut, self._spec), self._rows_per_message)
+        self._cut = None
+        return [encode_chunk(part) for part in parts]
 
 
 def _parts(chunk: Chunk, rows: int) -> list[Chunk]:

@@ -14,6 +14,7 @@ Reason = Literal[
     "stream_id",  # one that was there before
     "group_size",  # more environments than there may be
     "full",  # no slots left
+    "backlog",  # too many chunks of ended streams wait to be published
     "row_size",  # a row or a step too large for a message
     "unavailable",  # not ready for actors, or shutting down
     "size",  # a Step longer than it can be

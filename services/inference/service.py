@@ -16,6 +16,7 @@ from services.inference.config import InferenceConfig
 from services.inference.episode_publisher import EpisodePublisher
 from services.inference.metrics import InferenceMetrics
 from services.inference.model_thread import ModelThread
+from services.inference.pause import Pause
 from services.inference.refusal import Refusal
 from services.inference.server import Health, serving_actors
 from services.inference.servicer import InferenceServicer
@@ -34,7 +35,6 @@ from shared.telemetry import Progress, get_logger
 
 SERVICE = "inference"
 
-_PAUSE = "pause"
 _LINGER_SECONDS = 3.0  # after `stop`, for actors that are just reconnecting to hear of it
 # With Python's own 5 ms the model thread may wait longer for the loop than a batch takes.
 _SWITCH_SECONDS = 0.001
@@ -110,7 +110,8 @@ class _Service:
         self._health = Health()
         self._over = asyncio.Event()  # the run was stopped
         self._me = f"{socket.gethostname()}-{os.getpid()}"
-        self.report = Report(bus, agreement, self._streams, publisher, metrics)
+        self._pausing = Pause(bus, agreement)
+        self.report = Report(bus, agreement, self._streams, publisher, metrics, self._pausing)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serves actors until `stop` is set; then every stream has ended."""
@@ -155,12 +156,11 @@ class _Service:
     async def _act(self) -> None:
         """Ends with what the model raises."""
         engine = await self._agreement.engine_built()
-        if self.report.paused:
-            engine.dispatcher.block(_PAUSE)
         await engine.dispatcher.failed()
 
     async def _follow_weights(self) -> None:
         engine = await self._agreement.engine_built()
+        await self._pausing.restore()
         async for weights in watch_weights(self._bus):
             try:
                 await engine.load(weights)
@@ -186,19 +186,17 @@ class _Service:
         stop.set()
 
     async def _pause(self) -> str:
-        self.report.paused = True
-        if self._agreement.engine:
-            self._agreement.engine.dispatcher.block(_PAUSE)
+        await self._pausing.tell(is_on=True)
         return "withholds all actions"
 
     async def _resume(self) -> str:
-        self.report.paused = False
-        if self._agreement.engine:
-            self._agreement.engine.dispatcher.unblock(_PAUSE)
+        await self._pausing.tell(is_on=False)
         return "gives actions again"
 
     async def _stop(self) -> str:
         self.report.ending = "the run was stopped"
         ended = self._servicer.close(Refusal("unavailable", "the run is over", status="OK"))
         self._over.set()
+        if self._pausing.is_on:  # whoever starts the run again wants it to go on
+            await self._pausing.tell(is_on=False)
         return f"ended {ended} streams; stops"

@@ -7,6 +7,7 @@ from typing import Any
 from services.inference.agreement import Agreement
 from services.inference.chunk_publisher import ChunkPublisher
 from services.inference.metrics import InferenceMetrics
+from services.inference.pause import Pause
 from services.inference.streams import Stream, Streams
 from shared.activity import Activity
 from shared.bus.connection import Bus
@@ -46,14 +47,15 @@ class Report:
         streams: Streams,
         publisher: ChunkPublisher,
         metrics: InferenceMetrics,
+        pause: Pause,
     ) -> None:
-        self.paused = False
         self.ending: str | None = None  # why the service ends
         self._bus = bus
         self._agreement = agreement
         self._streams = streams
         self._publisher = publisher
         self._metrics = metrics
+        self._pause = pause
         self._speed = Rate()
         self._activity = Activity("inference", lambda: metrics.model_seconds, metrics.held.seconds)
         metrics.registry.register(self._activity)
@@ -73,7 +75,7 @@ class Report:
         """What must come before actions are given; empty when nothing must."""
         engine = self._agreement.engine
         waiting = [] if self._bus.is_connected else [self._nats]
-        if self.paused:
+        if self._pause.is_on:
             waiting.append("resume (the run is paused)")
         if not self._streams.live:
             waiting.append("actors")
@@ -91,7 +93,7 @@ class Report:
         now = monotonic()
         return {
             "waiting": self.waiting(),
-            "paused": self.paused,
+            "paused": self._pause.is_on,
             "activity": self._activity.shares(),
             "weights_version": engine.weights_version if engine else 0,
             "weights_update": engine.weights_update if engine else 0,

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from time import monotonic
 from typing import Any
 
@@ -21,6 +21,7 @@ from shared.wire import inference_pb2 as pb
 from shared.wire.pipes import Pipes, taken
 
 _REMEMBERED_IDS = 100_000
+_MOST_CHUNKS = 2  # unpublished, per environment there may be: more than live streams hold while one joins
 
 Episodes = Callable[[dict[str, Any]], None]
 
@@ -70,9 +71,7 @@ class Stream:
         for episode in episodes:
             self._on_episode(episode)
         answer = await self._dispatcher.ask(group, step)
-        cut = group.act(answer)
-        if cut is not None:
-            await self._publish(cut)
+        await self._room(self._submitted(group.act(answer)))
         self._dispatcher.expect(group)
         return pb.ActResponse(
             actions=pb.Actions(
@@ -82,12 +81,17 @@ class Stream:
             )
         ).SerializeToString()
 
-    async def _publish(self, cut: Cut) -> None:
+    def _submitted(self, cut: Cut | None) -> "asyncio.Task[None] | None":
+        """Hands over the chunk that has ended, if one has; returns what is to be awaited then."""
+        if cut is None:
+            return None
         before = self._publishing
         self._publishing = self._publisher.submit(
             cut, self._spec, rows_per_message=self._rows_per_message, after=before
         )
-        awaited = self._publishing if self._publisher.is_full else before
+        return self._publishing if self._publisher.is_full else before
+
+    async def _room(self, awaited: "asyncio.Task[None] | None") -> None:
         if awaited is None or awaited.done():
             return
         started = self.withheld_since = monotonic()
@@ -141,6 +145,13 @@ class Streams:
                 f"full: {self._slots.free} of {capacity} environments are free, this group has {rows}",
                 status="RESOURCE_EXHAUSTED",
             )
+        waiting = self._publisher.rows
+        if introduction.role == "train" and waiting >= _MOST_CHUNKS * capacity:
+            raise Refusal(
+                "backlog",
+                f"backlog: chunks of {waiting} environments, also of ended streams, wait to be published",
+                status="RESOURCE_EXHAUSTED",
+            )
 
     @asynccontextmanager
     async def opened(
@@ -150,35 +161,45 @@ class Streams:
         self.check(introduction)
         slots = self._slots.allocate(introduction.group_size)
         assert slots is not None, "checked"
-        group = Group(introduction, spec=engine.spec, slots=slots, frames_in_place=engine.frames_in_place)
-        pipes = None
-        if group.shares_memory:
-            pipes = taken(introduction.shared_memory, group_size=group.rows, stream_id=introduction.stream_id)
-        stream = Stream(
-            group,
-            engine.spec,
-            rows_per_message=rows_per_message,
-            dispatcher=engine.dispatcher,
-            publisher=self._publisher,
-            on_episode=self._on_episode,
-            metrics=self._metrics,
-            pipes=pipes,
-        )
-        self._remember(introduction.stream_id)
-        self._live[introduction.stream_id] = stream
+        with ExitStack() as leaving:
+            leaving.callback(self._gauge)
+            leaving.callback(self._slots.release, slots)
+            group = Group(introduction, spec=engine.spec, slots=slots, frames_in_place=engine.frames_in_place)
+            leaving.callback(engine.dispatcher.forget, group)
+            pipes = None
+            if group.shares_memory:
+                pipes = taken(
+                    introduction.shared_memory, group_size=group.rows, stream_id=introduction.stream_id
+                )
+            if pipes is not None:
+                leaving.callback(pipes.close)
+            stream = Stream(
+                group,
+                engine.spec,
+                rows_per_message=rows_per_message,
+                dispatcher=engine.dispatcher,
+                publisher=self._publisher,
+                on_episode=self._on_episode,
+                metrics=self._metrics,
+                pipes=pipes,
+            )
+            self._remember(introduction.stream_id)
+            with self._counted(stream):
+                yield stream
+
+    @contextmanager
+    def _counted(self, stream: Stream) -> Iterator[None]:
+        """Within, it is among the live streams; afterwards its unfinished steps count as discarded."""
+        stream_id = stream.group.introduction.stream_id
+        self._live[stream_id] = stream
         self._metrics.held.change(members=1)
         self._gauge()
         try:
-            yield stream
+            yield
         finally:
-            if pipes is not None:
-                pipes.close()
-            del self._live[introduction.stream_id]
+            del self._live[stream_id]
             self._metrics.held.change(members=-1)
-            engine.dispatcher.forget(group)
-            self._slots.release(slots)
-            self._metrics.discarded_steps.add(group.unfinished_steps)
-            self._gauge()
+            self._metrics.discarded_steps.add(stream.group.unfinished_steps)
 
     def _remember(self, stream_id: str) -> None:
         self._known_ids[stream_id] = None

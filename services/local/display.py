@@ -105,10 +105,10 @@ def doing(service: str, status: Status) -> str:
     if waiting:
         return "waiting for " + ", ".join(waiting)
     if service == "inference":
-        streams = status.get("streams") or []
-        environments = sum(stream.get("rows", 0) for stream in streams)
+        actors = (status.get("actors") or {}).values()
+        streams, environments = (sum(actor[key] for actor in actors) for key in ("groups", "environments"))
         speed = status.get("steps_per_second") or 0
-        return f"{len(streams)} streams, {environments} environments, {speed:,.0f} steps/s"
+        return f"{streams} streams, {environments} environments, {speed:,.0f} steps/s"
     if service == "actor":  # as inference sees it
         return f"{status['groups']} groups, {status['environments']} environments, {status['steps']:,} steps"
     if service == "replay":

@@ -12,6 +12,7 @@ from typing import Any
 
 import nats.errors
 import orjson
+import structlog
 from nats.aio.msg import Msg
 
 from shared.bus.connection import Bus
@@ -21,6 +22,9 @@ from shared.errors import ConnectionFailed, SeedrlError
 STATUS_SECONDS = 1.0
 QUIET_SECONDS = 0.3
 _MAX_WAITING_REQUESTS = 64
+_NAME_BYTES = 1024  # of a message, for whose status it is
+
+log = structlog.get_logger(__name__)
 
 Handler = Callable[[], Awaitable[str]]
 Status = Callable[[], dict[str, Any]]
@@ -52,7 +56,8 @@ async def serve_control(
                 message = await requests.get()
                 verb = message.subject.rpartition(".")[2]
                 if verb == "status":
-                    await _reply(bus, message, {**me, "status": status()})
+                    shown, _ = _fitting(status(), bus.max_payload)
+                    await _reply(bus, message, {**me, "status": shown})
                 elif handler := handlers.get(verb):
                     await _reply(bus, message, me)
                     group.create_task(_answer(bus, message, me, handler))
@@ -103,11 +108,17 @@ async def request_control(
     return [reply if _is_answer(reply) else {**reply, **late} for reply in replies.values()]
 
 
-async def publish_status(bus: Bus, service: str, service_id: str, status: dict[str, Any]) -> None:
-    """Publishes one status, its service and id added. Best effort: nothing happens without a connection."""
+async def publish_status(bus: Bus, service: str, service_id: str, status: dict[str, Any]) -> list[str]:
+    """Publishes one status, its service and id added. Best effort: nothing happens without a connection.
+
+    Of one that is too large for a message the largest fields are left out; returns their names.
+    """
     subject = bus.subjects.status(service, re.sub(r"[^A-Za-z0-9_-]", "-", service_id))
-    with suppress(nats.errors.Error):
-        await bus.nc.publish(subject, _dumps({**status, "service": service, "id": service_id}))
+    with suppress(nats.errors.Error, ConnectionFailed):
+        shown, left_out = _fitting(status, bus.max_payload)
+        await bus.nc.publish(subject, _dumps({**shown, "service": service, "id": service_id}))
+        return left_out
+    return []
 
 
 async def collect_statuses(bus: Bus, seconds: float) -> list[dict[str, Any]]:
@@ -128,9 +139,23 @@ async def collect_statuses(bus: Bus, seconds: float) -> list[dict[str, Any]]:
 
 
 async def _publish_statuses(bus: Bus, service: str, service_id: str, status: Status) -> None:
+    complained = False
     while True:
-        await publish_status(bus, service, service_id, status())
+        left_out = await publish_status(bus, service, service_id, status())
+        if left_out and not complained:
+            complained = True
+            log.warning("status too large for a NATS message", left_out=left_out, max_payload=bus.max_payload)
         await asyncio.sleep(STATUS_SECONDS)
+
+
+def _fitting(status: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], list[str]]:
+    """The status without its largest fields, as many as it takes; and their names."""
+    shown, left_out = status, []
+    while shown and len(_dumps(shown)) > max_bytes - _NAME_BYTES:
+        largest = max(shown, key=lambda field: len(_dumps(shown[field])))
+        shown = {field: value for field, value in shown.items() if field != largest}
+        left_out.append(largest)
+    return shown, left_out
 
 
 async def _answer(bus: Bus, message: Msg, me: Reply, handler: Handler) -> None:

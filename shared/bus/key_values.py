@@ -1,4 +1,4 @@
-"""What a run agreed on: its spec, and who holds a lease that only one process may hold."""
+"""What a run agreed on: its spec, whether it is paused, and who holds a lease that only one may hold."""
 
 import asyncio
 import secrets
@@ -26,6 +26,7 @@ LEASE_SECONDS = 5.0
 KEEP_SECONDS = 2.0
 """Between two looks at what NATS may have lost with its store."""
 _SPEC_KEY = "spec"
+_PAUSED_KEY = "paused"
 _RELEASE_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -83,6 +84,36 @@ async def wait_for_spec(bus: Bus) -> RunSpec:
         if spec is not None:
             return spec
         await asyncio.sleep(RETRY_SECONDS)
+
+
+async def keep_paused(bus: Bus, is_paused: bool) -> None:
+    """Keeps whether the run is paused, for services that start later.
+
+    A patient bus tries until it works; otherwise ConnectionFailed.
+    """
+
+    async def keep() -> None:
+        bucket = await run_bucket(bus)
+        with trouble("pause"):
+            if is_paused:
+                await bucket.put(_PAUSED_KEY, b"1")
+            else:
+                await bucket.delete(_PAUSED_KEY)
+
+    await bus.persistently(keep)
+
+
+async def kept_paused(bus: Bus) -> bool:
+    """What `keep_paused` was told last. A patient bus waits through outages; otherwise ConnectionFailed."""
+
+    async def look() -> bool:
+        with trouble("pause"), suppress(BucketNotFoundError, KeyNotFoundError):
+            bucket = await bus.js.key_value(bus.subjects.bucket)
+            await bucket.get(_PAUSED_KEY)
+            return True
+        return False
+
+    return await bus.persistently(look)
 
 
 @asynccontextmanager

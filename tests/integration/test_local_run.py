@@ -77,6 +77,18 @@ def test_an_interrupted_run_saves_exits_with_0_and_can_be_resumed(tmp_path: Path
     assert_exact(second)
 
 
+def test_a_run_that_was_interrupted_while_it_was_paused_goes_on_with_resume(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with training(*CARTPOLE, directory=directory, cwd=tmp_path) as run:
+        run.until_steps(500)
+        assert seedrl("control", "pause", directory, cwd=tmp_path).returncode == 0
+        run.end()
+        steps = run.summary()["steps"]
+    with training("CartPole-v1", "--resume", directory=directory, cwd=tmp_path) as run:
+        run.until_steps(steps + 500)
+        run.end()
+
+
 def test_a_run_in_progress_is_not_resumed_and_not_written_to(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with training(*CARTPOLE, directory=directory, cwd=tmp_path) as run:

@@ -229,11 +229,15 @@ _NAPS = 20
 
 
 class SlowEnvironment(CountingEnvironment):
-    """Takes `seconds` for a step; of a time in which its process stands still it notices little."""
+    """Takes `seconds` for a step; of a time in which its process stands still it notices little.
 
-    def __init__(self, *, seconds: float, **kwargs: Any) -> None:
+    Before that, `making_seconds` to be made.
+    """
+
+    def __init__(self, *, seconds: float, making_seconds: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._seconds = seconds
+        time.sleep(making_seconds)
 
     def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
         for _ in range(_NAPS):

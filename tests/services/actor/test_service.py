@@ -458,6 +458,39 @@ async def test_an_actor_says_that_it_makes_environments(
         assert status["making_environments"] is False
 
 
+async def test_an_actor_whose_environments_take_long_to_make_is_healthy_as_long_as_they_come(
+    free_port: int,
+) -> None:
+    kwargs = {"seconds": 0.0, "making_seconds": 1.2}
+    options = {"group_size": 4, "http_port": free_port, "watchdog_seconds": 3.0}
+    async with scripted_inference() as inference, acting(inference, SLOW, env_kwargs=kwargs, **options):
+        await eventually(lambda: _http(free_port))
+
+        async def steps() -> bool:
+            assert (await get(free_port, "/healthz"))[0] == 200
+            return bool(inference.streams and inference.streams[0].steps)
+
+        await eventually(steps, timeout=20)
+
+
+async def test_an_environment_that_hangs_while_it_is_made_fails_the_health_check_and_is_named(
+    free_port: int,
+) -> None:
+    options = {"env_kwargs": {"trouble": "made"}, "http_port": free_port, "watchdog_seconds": 1.0}
+    with capture_logs() as logs:
+        async with scripted_inference() as inference, acting(inference, TROUBLE, **options):
+            await eventually(lambda: _http(free_port))
+
+            async def is_ill() -> bool:
+                status, text = await get(free_port, "/healthz")
+                return status == 503 and "environments made no progress" in text
+
+            await eventually(is_ill)
+            (said,) = await eventually(lambda: [event for event in logs if event["event"] == "no progress"])
+    stack = said["stack"].partition("thread step-0")[2]
+    assert "actor_environments.py" in stack
+
+
 async def test_a_mistake_in_the_environment_needs_no_inference() -> None:
     config = ActorConfig(env="CartPole-v99", inference_url="127.0.0.1:1")
     with pytest.raises(UnsupportedEnvironment, match="did you mean"):

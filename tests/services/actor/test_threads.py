@@ -43,7 +43,7 @@ async def test_who_is_cancelled_does_not_wait_and_what_has_not_begun_never_runs(
     with StepThreads(1) as threads:
         running = asyncio.create_task(threads.run(go.wait))
         queued = asyncio.create_task(threads.run(ran.set))
-        await eventually(lambda: threads.longest_job() > 0)
+        await eventually(lambda: threads.longest_silence() > 0)
         running.cancel()
         queued.cancel()
         await asyncio.wait([running, queued], timeout=5)
@@ -59,7 +59,7 @@ async def test_a_job_beyond_its_limit_is_overdue_until_it_ends() -> None:
     go = threading.Event()
     with StepThreads(1) as threads:
         unlimited = asyncio.create_task(threads.run(go.wait))
-        await eventually(lambda: threads.longest_job() > 0.05)
+        await eventually(lambda: threads.longest_silence() > 0.05)
         assert not threads.is_overdue()
         go.set()
         await unlimited
@@ -69,7 +69,30 @@ async def test_a_job_beyond_its_limit_is_overdue_until_it_ends() -> None:
         go.set()
         await limited
         assert not threads.is_overdue()
-        assert threads.longest_job() == 0
+        assert threads.longest_silence() == 0
+
+
+async def test_a_job_that_gets_on_is_not_silent_and_as_limited_as_any() -> None:
+    step, now = threading.Semaphore(0), 1000.0
+
+    def work() -> None:
+        step.acquire()
+        threads.gets_on()
+        step.acquire()
+
+    with StepThreads(1, clock=lambda: now) as threads:
+        job = asyncio.create_task(threads.run(work, limit_seconds=1.5))
+        await eventually(lambda: threads._running)
+        now += 1.0
+        assert threads.longest_silence() == 1.0
+        assert not threads.is_overdue()
+        step.release()
+        await eventually(lambda: threads.longest_silence() == 0)
+        now += 1.0
+        assert threads.longest_silence() == 1.0
+        assert threads.is_overdue()
+        step.release()
+        await job
 
 
 async def test_time_in_which_the_process_did_not_run_is_not_the_jobs() -> None:

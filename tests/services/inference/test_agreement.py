@@ -1,6 +1,7 @@
 import asyncio
 from typing import Any
 
+import grpc
 import pytest
 
 from services.inference import agreement
@@ -36,6 +37,25 @@ async def test_the_first_hello_makes_the_runs_spec(nats: NatsRun) -> None:
     async with running_inference(nats, reward_clip=1.0) as service, nats.bus() as bus:
         await asyncio.gather(*(service.joined(group) for group in groups(2, 3, 1)))
         assert await wait_for_spec(bus) == SPEC
+
+
+async def test_first_hellos_are_all_answered_in_time_while_nats_stands_still(
+    own_nats: OwnNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_inference(own_nats.run) as service:
+        own_nats.freeze()
+        streams = [service.stream(group) for group in groups(1, 1, 1, 1, 1, 1)]
+        with monkeypatch.context() as patch:
+            patch.setattr(agreement, "HELLO_SECONDS", 1.0)
+            async with asyncio.timeout(4.0):
+                answers = await asyncio.gather(
+                    *(stream.hello() for stream in streams), return_exceptions=True
+                )
+        assert [answer.code for answer in answers if isinstance(answer, Ended)] == [
+            grpc.StatusCode.UNAVAILABLE
+        ] * 6
+        own_nats.thaw()
+        await service.joined(CountingGroup(1, stream_id="late"))
 
 
 async def test_auto_is_resolved_in_the_spec(nats: NatsRun) -> None:

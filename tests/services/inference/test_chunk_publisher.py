@@ -1,18 +1,27 @@
 """Chunks on their way to the queue: nothing is lost while it is full, away or lost itself."""
 
 import asyncio
+import weakref
 from time import monotonic
 
+import grpc
+import numpy as np
 import pytest
 from nats.aio.msg import Msg
 
+from services.inference.assembler import Cut
+from services.inference.chunk_publisher import ChunkPublisher
+from services.inference.metrics import InferenceMetrics
 from shared.bus.connection import Bus
 from shared.bus.control import collect_statuses
 from shared.bus.key_values import LEARNER_LEASE, held_lease
-from shared.bus.work_queue import queue_state
+from shared.bus.work_queue import ensure_queue, queue_state
+from shared.http import new_registry
+from shared.types import Chunk, ChunkHeader
 from tests.support.counting_group import CountingGroup, counting_spec
 from tests.support.inference_service import (
     ActorStream,
+    Ended,
     InferenceRun,
     groups,
     learner_side,
@@ -189,6 +198,27 @@ async def test_a_server_that_keeps_nothing_though_it_is_there_is_named(
     assert capsys.readouterr().out.count("NATS keeps no chunks") == 1
 
 
+async def test_a_message_that_the_server_refuses_is_sent_ever_more_rarely(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 9)
+        stream = bus.subjects.trajectories_stream
+        config = (await bus.js.stream_info(stream)).config
+        await bus.js.update_stream(config.evolve(max_msg_size=1))
+        sent: list[float] = []
+
+        async def count(_: Msg) -> None:
+            sent.append(monotonic())
+
+        await bus.nc.subscribe(bus.subjects.trajectories, cb=count)
+        async with publishing(bus) as publisher:
+            task = publisher.submit(cut(0), SPEC, rows_per_message=2, after=None)
+            await eventually(lambda: len(sent) > 9)
+            assert sent[5] - sent[0] < 1.0, "at first it may be over soon"
+            assert sent[9] - sent[8] > 0.9
+            await bus.js.update_stream(config)
+            await asyncio.wait_for(task, 5)
+
+
 async def test_a_queue_that_the_server_lost_is_made_again(nats: NatsRun) -> None:
     async with running_inference(nats) as service, learner_side(nats, SPEC) as learner:
         await learner.publish()
@@ -248,3 +278,95 @@ async def test_finished_chunks_of_a_stream_that_died_still_leave(nats: NatsRun) 
         await learner.check_chunks(5, actor.group)
         await service.counted("chunks_published_total", 5)
         assert await service.metric("discarded_steps_total") == 0
+
+
+async def test_what_ended_streams_leave_is_bounded_and_accounted_for(nats: NatsRun) -> None:
+    async with (
+        running_inference(nats, max_environments=2, **THREE_MESSAGES) as service,
+        learner_side(nats, SPEC) as learner,
+    ):
+        await learner.publish()
+        played: list[CountingGroup] = []
+
+        async def replaced() -> None:
+            """An actor comes, plays as long as it may and is gone again."""
+            group = CountingGroup(2, stream_id=f"s{len(played)}")
+            actor = await service.joined(group)
+            played.append(group)
+            (await withheld(service, actor)).cancel()
+            actor.break_off()
+            await service.counted("streams", 0)
+
+        await replaced()
+        with pytest.raises(Ended, match="backlog: chunks of 4 environments, also of ended streams") as ended:
+            await replaced()
+        assert ended.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await service.metric("queued_publishes") == 2
+        assert await service.metric("refused_messages_total", reason="backlog") == 1
+        evaluated = await service.joined(CountingGroup(2, stream_id="e", role="eval"))
+        await evaluated.play(1)
+        await evaluated.end()
+
+        await learner.check_chunks(5, *played)  # three from the queue, then the two that waited
+        await service.counted("queued_publishes", 0)
+        await replaced()
+        steps = (await service.status())["steps_total"]
+        left = await learner.check_chunks(5, *played)
+        assert {chunk.header.stream_id for chunk in left} == {played[-1].stream_id}
+        await service.counted("queued_publishes", 0)
+        chunks = await service.metric("chunks_published_total")
+        published = sum(group.environment_steps(0, 5 * UNROLL) for group in played)
+        assert (chunks, len(played)) == (10, 2)
+        assert steps == published + await service.metric("discarded_steps_total")
+
+
+async def test_an_encoded_chunk_that_waits_keeps_nothing_but_its_messages(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 1)
+        async with publishing(bus) as publisher:
+            await publisher.submit(cut(0), SPEC, rows_per_message=2, after=None)
+            raw = cut(1)
+            seen = weakref.ref(raw.chunk.observation["observation"])
+            publisher.submit(raw, SPEC, rows_per_message=2, after=None)
+            del raw
+            await eventually(lambda: seen() is None)
+            assert (publisher.queued, publisher.rows) == (1, 2)
+
+
+def publishing(bus: Bus) -> ChunkPublisher:
+    async def nothing() -> None:
+        """The queue is there."""
+
+    return ChunkPublisher(bus, InferenceMetrics(new_registry()), ensure_queue=nothing)
+
+
+def cut(number: int) -> Cut:
+    """A finished chunk of two environments without any episode's end."""
+    steps, actions = (2, UNROLL), SPEC.environment.num_actions
+    header = ChunkHeader(
+        run_id="run",
+        stream_id="s1",
+        actor_id="a",
+        task="t",
+        network_hash=SPEC.network_hash,
+        number=number,
+        group_size=2,
+        first_row=0,
+    )
+    chunk = Chunk(
+        header=header,
+        observation={"observation": np.zeros((2, UNROLL + 1, 3), np.float32)},
+        history={},
+        is_first=np.zeros((2, UNROLL + 1), np.bool_),
+        action=np.zeros(steps, np.int64),
+        reward=np.zeros(steps, np.float32),
+        terminated=np.zeros(steps, np.bool_),
+        truncated=np.zeros(steps, np.bool_),
+        previous_action=np.zeros(2, np.int64),
+        previous_reward=np.zeros(2, np.float32),
+        state=(),
+        weights_version=np.zeros(UNROLL, np.int64),
+        weights_update=np.zeros(UNROLL, np.int64),
+        behaviour_logits=np.zeros((*steps, actions), np.float32),
+    )
+    return Cut(chunk, None)

@@ -160,6 +160,41 @@ async def test_pausing_withholds_actions_and_does_not_count_as_the_actors_delay(
         await actor.play(1)
 
 
+async def test_a_pause_outlasts_every_service_that_was_told_of_it(nats: NatsRun) -> None:
+    async with learner_side(nats, SPEC) as learner, running_inference(nats) as other:
+        version = await learner.publish()
+        await (await other.joined(CountingGroup(2))).play(2)
+        async with running_inference(nats) as service:
+            await request_control(learner.bus, "pause", timeout=5)
+            assert (await service.status())["paused"]
+            assert (await other.status())["paused"]
+        async with running_inference(nats) as service:
+            actor = await service.joined(CountingGroup(2))
+            await service.counted("weights_version", version)
+            await actor.ask()
+            assert (await service.status())["waiting"] == ["resume (the run is paused)"]
+            heard = asyncio.create_task(actor.heard())
+            await asyncio.wait([heard], timeout=0.5)
+            assert not heard.done()
+            await request_control(learner.bus, "resume", timeout=5)
+            await asyncio.wait_for(heard, 5)
+            assert not (await other.status())["paused"]
+        async with running_inference(nats) as service:
+            await (await service.joined(CountingGroup(2))).play(2)
+
+
+async def test_a_run_that_was_stopped_while_it_was_paused_goes_on_when_it_starts_again(nats: NatsRun) -> None:
+    async with learner_side(nats, SPEC) as learner:
+        await learner.publish()
+        async with running_inference(nats) as service:
+            await (await service.joined(CountingGroup(2))).play(2)
+            await request_control(learner.bus, "pause", timeout=5)
+            await request_control(learner.bus, "stop", timeout=5)
+            await asyncio.wait_for(service.task, 10)
+        async with running_inference(nats) as service:
+            await (await service.joined(CountingGroup(2))).play(2)
+
+
 async def test_stopping_the_run_ends_every_stream_with_ok_and_then_the_service(nats: NatsRun) -> None:
     async with running_inference(nats) as service, learner_side(nats, SPEC) as learner:
         await learner.publish()

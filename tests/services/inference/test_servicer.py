@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
+from services.inference import streams
 from shared.specs import EnvironmentSpec, LeafSpec
 from shared.wire import inference_pb2 as pb
 from shared.wire.hello import to_proto_observation
@@ -171,6 +172,26 @@ async def test_a_full_service_tells_actors_to_come_again(peers: Peers) -> None:
     assert ended.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     await stream.end()
     await peers.service.joined(second)
+
+
+@pytest.mark.parametrize("part", ["Group", "taken", "Stream"])
+async def test_a_group_that_cannot_be_set_up_leaves_its_slots_free(
+    peers: Peers, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 64. GiB")
+
+    first = peers.service.stream(CountingGroup(6), offers=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(streams, part, no_memory)
+        with pytest.raises(Ended) as ended:
+            await first.hello()
+    assert ended.value.code is grpc.StatusCode.UNKNOWN
+    first.break_off()
+    assert await peers.service.metric("environments") == 2
+    second = await peers.service.joined(CountingGroup(6, stream_id="s2"))
+    await second.play(1)
+    await peers.healthy.play(1)
 
 
 async def test_an_actor_that_owes_a_step_too_long_is_ended(nats: NatsRun) -> None:

@@ -39,6 +39,13 @@ def test_waiting_comes_first() -> None:
     assert doing("learner", {"waiting": ["weights", "actors"]}) == "waiting for weights, actors"
 
 
+def test_inference_is_described_by_its_actors() -> None:
+    actor = {"groups": 2, "environments": 16, "steps": 1234}
+    status = {"actors": {"a": actor, "b": actor}, "steps_per_second": 1200.0}
+    assert doing("inference", status) == "4 streams, 32 environments, 1,200 steps/s"
+    assert doing("inference", {"steps_per_second": 0.0}) == "0 streams, 0 environments, 0 steps/s"
+
+
 def test_an_actor_is_described_by_what_inference_sees_of_it() -> None:
     status = {"groups": 2, "environments": 16, "steps": 1234}
     assert doing("actor", status) == "2 groups, 16 environments, 1,234 steps"

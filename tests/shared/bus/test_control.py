@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
@@ -127,6 +128,25 @@ async def test_a_status_is_published_each_second_by_every_service(nats: NatsRun)
             {"service": "inference", "id": "host.domain-7", "steps": 7},
             {"service": "learner", "id": "b", "steps": 7},
         ]
+
+
+async def test_a_status_that_no_message_holds_comes_without_its_largest_fields_and_a_warning(
+    nats: NatsRun,
+) -> None:
+    async with nats.bus() as bus, nats.bus(patient=False) as command:
+        status = {"steps": 7, "streams": ["x" * bus.max_payload], "actors": "y" * bus.max_payload}
+        shown = {"service": "inference", "id": "a", "steps": 7}
+        heard = await command.nc.subscribe(bus.subjects.status("*", "*"))
+        await command.nc.flush()
+        with capture_logs() as logs:
+            async with beside(serve_control(bus, "inference", "a", {}, lambda: status)):
+                for _ in range(2):
+                    message = await heard.next_msg(timeout=10)
+                    assert orjson.loads(message.data) == shown
+                (reply,) = await request_control(command, "status", timeout=10)
+                assert reply["status"] == {"steps": 7}
+        (warning,) = [event for event in logs if event["log_level"] == "warning"]
+        assert sorted(warning["left_out"]) == ["actors", "streams"]
 
 
 async def test_the_subject_of_a_status_names_service_and_id_as_two_words(nats: NatsRun) -> None:

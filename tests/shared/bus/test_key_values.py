@@ -7,7 +7,14 @@ import pytest
 from nats.js.errors import KeyNotFoundError
 
 from shared.bus.connection import Bus
-from shared.bus.key_values import create_spec, held_lease, lease_owner, wait_for_spec
+from shared.bus.key_values import (
+    create_spec,
+    held_lease,
+    keep_paused,
+    kept_paused,
+    lease_owner,
+    wait_for_spec,
+)
 from shared.bus.streams import run_bucket
 from shared.errors import ConfigurationError, ConnectionFailed, Refused
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
@@ -78,6 +85,14 @@ async def test_two_runs_have_specs_of_their_own(nats: NatsRun) -> None:
     async with nats.bus() as bus, nats.bus(run_id=f"{nats.run_id}-2") as other:
         await create_spec(bus, spec(20))
         assert await create_spec(other, spec(40)) == spec(40)
+
+
+async def test_a_run_is_paused_until_somebody_says_otherwise(nats: NatsRun) -> None:
+    async with nats.bus() as bus, nats.bus() as other:
+        assert not await kept_paused(other)
+        for paused in (False, True, True, False, True):
+            await keep_paused(bus, paused)
+            assert await kept_paused(other) is paused
 
 
 async def test_a_second_holder_is_refused_in_time_and_told_who_holds_the_lease(nats: NatsRun) -> None:
