@@ -38,6 +38,10 @@ _OWN_PACKAGES = ("services", "shared")
 log = get_logger(__name__)
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class GroupMaker:
     """Makes groups of `group_size` environments, all alike; asked again when a group has to be rebuilt."""
@@ -48,7 +52,7 @@ class GroupMaker:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     life_loss: bool = False
     env_threads: int = 0  # 0: one per CPU
-    on_made: Callable[[], None] = lambda: None  # called after each of environments that are made one by one
+    on_made: Callable[[], None] = _nothing  # called after each of environments that are made one by one
 
     def __call__(self) -> Vector:
         """A vector environment with NEXT_STEP autoreset. Raises UnsupportedEnvironment."""

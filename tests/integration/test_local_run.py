@@ -77,6 +77,7 @@ def test_an_interrupted_run_saves_exits_with_0_and_can_be_resumed(tmp_path: Path
     assert_exact(second)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_while_it_was_paused_goes_on_with_resume(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with training(*CARTPOLE, directory=directory, cwd=tmp_path) as run:

@@ -30,7 +30,7 @@ def test_a_run_ends_with_its_steps_and_says_what_the_policy_is_worth(tmp_path: P
     assert_exact(summary)
     assert summary["eval_episodes"] == 4
     assert 1 <= summary["eval_return"] <= 500
-    assert summary["sequences"] == 32 * summary["updates"] > 0
+    assert summary["sequences"] == 16 * summary["updates"] > 0
     assert 0 < summary["samples_per_insert"] < 7  # the preset's replay_ratio is 6
     checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None
