@@ -31,6 +31,7 @@ def agreement(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 def test_both_measure_every_stage() -> None:
     result = agreement(*SMALL)
     assert result.returncode == 0, result.stderr

@@ -78,6 +78,7 @@ def test_a_run_directory_that_is_in_use_is_not_written_to(tmp_path: Path) -> Non
     assert "not empty" in line
 
 
+@pytest.mark.slow
 def test_a_failed_start_does_not_use_up_its_directory(tmp_path: Path) -> None:
     (tmp_path / "empty_package.py").touch()
     words = ("train", "empty_package:Env-v0", "--run-dir", "run")

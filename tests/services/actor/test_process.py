@@ -272,6 +272,7 @@ async def test_an_inference_service_that_hangs_is_noticed(way: str, tmp_path: Pa
         await eventually(lambda: groups(connected=False), timeout=30, what="the stream to be lost")
 
 
+@pytest.mark.slow
 async def test_an_actor_that_was_stopped_for_longer_than_a_step_may_take_goes_on(
     tmp_path: Path, inference: ScriptedInference
 ) -> None:

@@ -95,6 +95,7 @@ async def test_nothing_runs_on_when_the_benchmark_is_killed(tmp_path: Path) -> N
         await eventually(lambda: not any(map(is_running, pids.values())), timeout=30, what="their end")
 
 
+@pytest.mark.slow
 async def test_an_inference_service_that_dies_ends_the_benchmark_in_words(tmp_path: Path) -> None:
     with started(*SMALL, "--seconds", "600", temporary=tmp_path) as process:
         pids = await all_children(process)
