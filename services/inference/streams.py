@@ -71,7 +71,9 @@ class Stream:
         for episode in episodes:
             self._on_episode(episode)
         answer = await self._dispatcher.ask(group, step)
-        await self._room(self._submitted(group.act(answer)))
+        awaited = self._submitted(group.act(answer))  # nothing here holds a chunk while others are awaited
+        if awaited is not None and not awaited.done():
+            await self._withheld_until(awaited)
         self._dispatcher.expect(group)
         return pb.ActResponse(
             actions=pb.Actions(
@@ -91,9 +93,7 @@ class Stream:
         )
         return self._publishing if self._publisher.is_full else before
 
-    async def _room(self, awaited: "asyncio.Task[None] | None") -> None:
-        if awaited is None or awaited.done():
-            return
+    async def _withheld_until(self, awaited: "asyncio.Task[None]") -> None:
         started = self.withheld_since = monotonic()
         self._metrics.held.change(held=1)
         try:
