@@ -6,19 +6,25 @@ between the two, the message is still queued: at the restart it is taken out of 
 and counted when it comes back. The journal is replaced atomically.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+import orjson
 
 from shared.errors import RunError
 from shared.files import replace_file
 
 ACCOUNTS_FILE = "accounts.json"
+ACCOUNTS_FORMAT_VERSION = 1
 
 
 class MessageOutcome(Protocol):
-    """What became of one message of the work queue."""
+    """What became of one message of the work queue; a NamedTuple that begins with its sequence."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Its values, as they stand in the journal."""
 
     @property
     def sequence(self) -> int:
@@ -64,6 +70,9 @@ class MessageAccounts(Generic[Outcome]):
     pending: dict[int, Outcome] = field(default_factory=dict)  # counted, perhaps not acknowledged
 
     OTHER_DIRECTORY: ClassVar[str] = "with another run directory"  # who consumed, and what to do
+    OUTCOME: ClassVar[type[Any]]  # of which `pending` is
+    NUMBERS: ClassVar[tuple[str, ...]] = ("steps", "redelivered", "earlier_queues")  # fields in the journal
+    LATER: ClassVar[frozenset[str]] = frozenset()  # of them, those that its first versions did not have
 
     @property
     def consumed(self) -> int:
@@ -122,7 +131,41 @@ class MessageAccounts(Generic[Outcome]):
 
     def to_json(self) -> bytes:
         """The journal's content."""
-        raise NotImplementedError
+        return orjson.dumps(
+            {
+                "format_version": ACCOUNTS_FORMAT_VERSION,
+                **{name: getattr(self, name) for name in self.NUMBERS},
+                "refused": self.refused,
+                "pending": [list(outcome) for outcome in self.pending.values()],
+                **self._more(),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Raises ValueError when `data` is no journal of this format version."""
+        try:
+            raw: dict[str, Any] = orjson.loads(data)
+            if raw["format_version"] != ACCOUNTS_FORMAT_VERSION:
+                raise ValueError(
+                    f"format version {raw['format_version']}, this program writes {ACCOUNTS_FORMAT_VERSION}"
+                )
+            accounts = cls(
+                **{name: raw[name] for name in cls.NUMBERS if name in raw or name not in cls.LATER}
+            )
+            accounts.refused.update(raw["refused"])
+            accounts.pending.update({fields[0]: cls.OUTCOME(*fields) for fields in raw["pending"]})
+            accounts._take_more(raw)
+            return accounts
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{error!r}") from error
+
+    def _more(self) -> dict[str, Any]:
+        """What else the journal holds."""
+        return {}
+
+    def _take_more(self, raw: dict[str, Any]) -> None:
+        """The inverse of `_more`."""
 
     def _add(self, outcome: Outcome, sign: int) -> None:
         """Into the counts (1), or out of them again (−1)."""

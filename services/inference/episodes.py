@@ -21,7 +21,7 @@ class EpisodeCounter:
     """Sums raw rewards per row from `is_first` to the next `is_first`.
 
     Only `is_first` ends an episode: `terminated` alone may be a lost life. An episode whose last step before
-    `is_first` was neither terminated nor truncated was cut off by a crash: it is abandoned.
+    `is_first` was neither terminated nor truncated was cut off by a crash: it does not count.
     """
 
     def __init__(self, group_size: int) -> None:
@@ -29,7 +29,6 @@ class EpisodeCounter:
         self._lengths = np.zeros(group_size, dtype=np.int64)
         self._ended = np.zeros(group_size, dtype=np.bool_)  # the last step was terminated or truncated
         self._weights_version = 0  # chose the actions of the last step
-        self.abandoned = 0
 
     def observe(
         self, *, reward: Array, terminated: Array, truncated: Array, is_first: Array, weights_version: int
@@ -57,7 +56,6 @@ class EpisodeCounter:
             for row in rows
             if self._ended[row]
         ]
-        self.abandoned += int((self._lengths[rows] > 0).sum()) - len(finished)
         self._returns[rows] = 0.0
         self._lengths[rows] = 0
         return finished

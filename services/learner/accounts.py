@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import orjson
-
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import REASONS, Outcome
 from shared.accounts import ACCOUNTS_FILE, MessageAccounts, QueueNumbers, read_accounts
 
 CHECKPOINTS = "checkpoints"
-ACCOUNTS_FORMAT_VERSION = 1
 RETURNS_KEPT = 100
 
 STEPS_REACHED, TIME_REACHED = "total steps reached", "time limit reached"
@@ -37,6 +34,12 @@ class Accounts(MessageAccounts[Outcome]):
 
     OTHER_DIRECTORY: ClassVar[str] = (
         "a learner with another run directory; give that one with --resume, or another --run-id"
+    )
+    OUTCOME: ClassVar[type[Any]] = Outcome
+    LATER: ClassVar[frozenset[str]] = frozenset({"sequences", "replay_steps"})
+    NUMBERS: ClassVar[tuple[str, ...]] = (
+        *MessageAccounts.NUMBERS,
+        *("updates", "seconds", "trained", "rolled_back", "episodes", "sequences", "replay_steps"),
     )
 
     @property
@@ -104,51 +107,12 @@ class Accounts(MessageAccounts[Outcome]):
             self.trained += sign
             self.lags[outcome.lag] += sign
 
-    def to_json(self) -> bytes:
-        """The journal's content."""
-        return orjson.dumps(
-            {
-                "format_version": ACCOUNTS_FORMAT_VERSION,
-                **{name: getattr(self, name) for name in _PLAIN},
-                "refused": self.refused,
-                "returns": list(self.returns),
-                "lags": sorted(self.lags.items()),
-                "pending": [list(outcome) for outcome in self.pending.values()],
-            }
-        )
+    def _more(self) -> dict[str, Any]:
+        return {"returns": list(self.returns), "lags": sorted(self.lags.items())}
 
-    @staticmethod
-    def from_json(data: bytes) -> "Accounts":
-        """Raises ValueError when `data` is no journal of this format version."""
-        try:
-            raw: dict[str, Any] = orjson.loads(data)
-            if raw["format_version"] != ACCOUNTS_FORMAT_VERSION:
-                raise ValueError(
-                    f"format version {raw['format_version']}, this program writes {ACCOUNTS_FORMAT_VERSION}"
-                )
-            accounts = Accounts(**{name: raw[name] for name in _PLAIN if name in raw or name not in _LATER})
-            accounts.refused.update(raw["refused"])
-            accounts.returns.extend(raw["returns"])
-            accounts.lags.update({int(lag): int(count) for lag, count in raw["lags"]})
-            accounts.pending.update({fields[0]: Outcome(*fields) for fields in raw["pending"]})
-            return accounts
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{error!r}") from error
-
-
-_PLAIN = (
-    "updates",
-    "steps",
-    "seconds",
-    "trained",
-    "redelivered",
-    "rolled_back",
-    "episodes",
-    "earlier_queues",
-    "sequences",
-    "replay_steps",
-)
-_LATER = frozenset({"sequences", "replay_steps"})  # not in the journals of the first versions
+    def _take_more(self, raw: dict[str, Any]) -> None:
+        self.returns.extend(raw["returns"])
+        self.lags.update({int(lag): int(count) for lag, count in raw["lags"]})
 
 
 def has_begun(run_dir: Path) -> bool:

@@ -5,11 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
-import orjson
-
 from shared.accounts import MessageAccounts, read_accounts
-
-ACCOUNTS_FORMAT_VERSION = 1
 
 # spec: another network, unroll or run; undecodable: no chunk of R2D2 at all; too_large: more than the whole
 # table holds; lost: it left the queue without reaching these accounts.
@@ -39,6 +35,11 @@ class Accounts(MessageAccounts[Outcome]):
     returning: set[int] = field(default_factory=set)
 
     OTHER_DIRECTORY: ClassVar[str] = "a replay with another run directory; give that one, or another --run-id"
+    OUTCOME: ClassVar[type[Any]] = Outcome
+    NUMBERS: ClassVar[tuple[str, ...]] = (
+        *MessageAccounts.NUMBERS,
+        *("inserted", "rolled_back", "inserted_items", "sampled_items"),
+    )
 
     @property
     def consumed(self) -> int:
@@ -74,44 +75,6 @@ class Accounts(MessageAccounts[Outcome]):
         if outcome.reason is None:
             self.inserted += sign
         self.returning.discard(outcome.sequence)
-
-    def to_json(self) -> bytes:
-        """The journal's content."""
-        return orjson.dumps(
-            {
-                "format_version": ACCOUNTS_FORMAT_VERSION,
-                **{name: getattr(self, name) for name in _PLAIN},
-                "refused": self.refused,
-                "pending": [list(outcome) for outcome in self.pending.values()],
-            }
-        )
-
-    @staticmethod
-    def from_json(data: bytes) -> "Accounts":
-        """Raises ValueError when `data` is no journal of this format version."""
-        try:
-            raw: dict[str, Any] = orjson.loads(data)
-            if raw["format_version"] != ACCOUNTS_FORMAT_VERSION:
-                raise ValueError(
-                    f"format version {raw['format_version']}, this program writes {ACCOUNTS_FORMAT_VERSION}"
-                )
-            accounts = Accounts(**{name: raw[name] for name in _PLAIN})
-            accounts.refused.update(raw["refused"])
-            accounts.pending.update({fields[0]: Outcome(*fields) for fields in raw["pending"]})
-            return accounts
-        except (KeyError, TypeError, IndexError) as error:
-            raise ValueError(f"{error!r}") from error
-
-
-_PLAIN = (
-    "steps",
-    "inserted",
-    "redelivered",
-    "rolled_back",
-    "inserted_items",
-    "sampled_items",
-    "earlier_queues",
-)
 
 
 def load_accounts(directory: Path) -> Accounts | None:

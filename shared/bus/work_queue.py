@@ -141,18 +141,32 @@ class QueueMessage:
         self._puller = puller
         self._lost = lost
         self._given_back = False
-        self._last_word: bytes | None = None
+        self._is_acknowledged = False
 
     async def ack(self) -> None:
         """Takes the message out of the queue; returns once the server has done so.
 
         A patient bus tries until it works; otherwise ConnectionFailed. A second time does no harm.
         """
-        await self._confirmed(Msg.Ack.Ack)
+        if self._is_acknowledged:
+            return
 
-    async def term(self) -> None:
-        """As `ack`, for a message that nobody can use."""
-        await self._confirmed(Msg.Ack.Term)
+        async def confirm() -> None:
+            with trouble(f"acknowledgement of message {self.sequence}"):
+                # A server that was away may have lost its store, and give the number to another message.
+                if self._lost.done() and not await self._is_kept():
+                    return
+                try:
+                    await self._bus.nc.request(self._reply, Msg.Ack.Ack, timeout=_ACK_SECONDS)
+                except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
+                    # A consumer that was lost, and made again, knows nothing of what it had delivered.
+                    self._puller.doubt()
+                    if await self._is_kept():
+                        stream = self._bus.subjects.trajectories_stream
+                        await self._bus.js.delete_msg(stream, self.sequence)
+
+        await self._bus.persistently(confirm)
+        self._is_acknowledged = True
 
     async def nak(self) -> None:
         """Gives the message back: it is delivered again at once, not after `ack_wait`. Best effort."""
@@ -173,34 +187,13 @@ class QueueMessage:
         if newer.metadata.timestamp != self.kept_at:
             return True
         self._reply = newer.reply
-        if self._last_word is not None:  # a server that was killed may forget what it confirmed
-            await self._said(self._last_word)
+        if self._is_acknowledged:  # a server that was killed may forget what it confirmed
+            await self._said(Msg.Ack.Ack)
         return True
 
     async def _said(self, word: bytes) -> None:
         with suppress(nats.errors.Error):
             await self._bus.nc.publish(self._reply, word)
-
-    async def _confirmed(self, word: bytes) -> None:
-        if self._last_word is not None:
-            return
-
-        async def confirm() -> None:
-            with trouble(f"acknowledgement of message {self.sequence}"):
-                # A server that was away may have lost its store, and give the number to another message.
-                if self._lost.done() and not await self._is_kept():
-                    return
-                try:
-                    await self._bus.nc.request(self._reply, word, timeout=_ACK_SECONDS)
-                except (nats.errors.NoRespondersError, nats.errors.TimeoutError):
-                    # A consumer that was lost, and made again, knows nothing of what it had delivered.
-                    self._puller.doubt()
-                    if await self._is_kept():
-                        stream = self._bus.subjects.trajectories_stream
-                        await self._bus.js.delete_msg(stream, self.sequence)
-
-        await self._bus.persistently(confirm)
-        self._last_word = word
 
     async def _is_kept(self) -> bool:
         """Whether it is in the queue: it, not another of its number. Raises ConnectionFailed."""

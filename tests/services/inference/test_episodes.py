@@ -48,22 +48,20 @@ def test_a_lost_life_ends_no_episode() -> None:
     assert [(episode.episode_return, episode.length) for episode in finished] == [(7.0, 3)]
 
 
-def test_an_episode_cut_off_without_an_end_is_abandoned() -> None:
+def test_an_episode_cut_off_without_an_end_does_not_count() -> None:
     counter = EpisodeCounter(2)
     observe(counter, [0.0, 0.0], is_first="11")
     observe(counter, [5.0, 5.0], terminated="10")
     finished = observe(counter, [0.0, 0.0], is_first="11")
     assert [episode.row for episode in finished] == [0]
-    assert counter.abandoned == 1
     observe(counter, [1.0, 1.0], terminated="11")
     assert [episode.episode_return for episode in observe(counter, [0.0, 0.0], is_first="11")] == [1.0, 1.0]
 
 
-def test_a_reset_after_a_reset_abandons_nothing() -> None:
+def test_a_reset_after_a_reset_is_no_episode() -> None:
     counter = EpisodeCounter(1)
     observe(counter, [0.0], is_first="1")
-    observe(counter, [0.0], is_first="1")
-    assert counter.abandoned == 0
+    assert observe(counter, [0.0], is_first="1") == []
 
 
 def test_rows_end_their_episodes_independently() -> None:

@@ -134,15 +134,6 @@ async def test_a_message_is_gone_as_soon_as_its_acknowledgement_returns(nats: Na
             assert not await is_queued(bus, sequence)
 
 
-async def test_a_message_that_nobody_can_use_is_taken_out_too(nats: NatsRun) -> None:
-    async with nats.bus() as bus:
-        await ensure_queue(bus, 10)
-        await publish_chunk(bus, b"", "m")
-        (message,) = await fetch_all(QueueConsumer(bus), 1)
-        await message.term()
-        assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
-
-
 async def test_a_queue_grows_and_never_shrinks(nats: NatsRun) -> None:
     async with nats.bus() as bus:
         for wanted, size in [(3, 3), (10, 10), (5, 10)]:
