@@ -4,7 +4,7 @@ import asyncio
 
 from services.inference.agreement import Agreement
 from shared.bus.connection import Bus
-from shared.bus.key_values import keep_paused, kept_paused
+from shared.bus.key_values import KEEP_SECONDS, keep_paused, kept_paused
 
 _PAUSE = "pause"
 
@@ -32,6 +32,14 @@ class Pause:
         self._apply()
         async with self._turn:
             await keep_paused(self._bus, self.is_on)  # the newest, whatever has been told since
+
+    async def keep(self) -> None:
+        """Puts a pause back, for ever, where NATS lost it with its store."""
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            async with self._turn:
+                if self.is_on and not await kept_paused(self._bus):
+                    await keep_paused(self._bus, self.is_on)
 
     def _apply(self) -> None:
         if (engine := self._agreement.engine) is None:

@@ -130,6 +130,7 @@ class _Service:
                 await run_until_stopped(
                     self._agreement.settle(),
                     self._agreement.keep(),
+                    self._pausing.keep(),
                     self._act(),
                     self._publisher.failed(),
                     self._follow_weights(),

@@ -8,6 +8,7 @@ import pytest
 from services.inference.service import run
 from shared.bus.control import collect_statuses, request_control
 from shared.bus.episodes import EpisodeConsumer
+from shared.bus.key_values import kept_paused
 from shared.errors import ConfigurationError, Refused
 from tests.support.counting import CountingNetwork
 from tests.support.counting_group import CountingGroup, counting_spec
@@ -181,6 +182,17 @@ async def test_a_pause_outlasts_every_service_that_was_told_of_it(nats: NatsRun)
             assert not (await other.status())["paused"]
         async with running_inference(nats) as service:
             await (await service.joined(CountingGroup(2))).play(2)
+
+
+async def test_a_pause_outlasts_the_store_of_nats(nats: NatsRun) -> None:
+    async with learner_side(nats, SPEC) as learner, running_inference(nats) as service:
+        await learner.publish()
+        await (await service.joined(CountingGroup(2))).play(2)
+        await request_control(learner.bus, "pause", timeout=5)
+        await learner.bus.js.delete_key_value(learner.bus.subjects.bucket)
+        await eventually(lambda: kept_paused(learner.bus), what="the pause to be kept again")
+        await request_control(learner.bus, "resume", timeout=5)
+        assert not await kept_paused(learner.bus)
 
 
 async def test_a_run_that_was_stopped_while_it_was_paused_goes_on_when_it_starts_again(nats: NatsRun) -> None:
