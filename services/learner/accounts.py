@@ -82,8 +82,14 @@ class Accounts(MessageAccounts[Outcome]):
         super().resolve(still_queued)
         self.lags = +self.lags  # without zeros
 
-    def restore(self, *, updates: int, effective_updates: int) -> None:
-        """The weights now are those of a checkpoint with these counters; what came after it is lost."""
+    def restore(self, *, updates: int, effective_updates: int, steps: int = 0) -> None:
+        """The weights now are those of a checkpoint with these counters; what came after it is lost.
+
+        A journal that knows of fewer steps is an older one: what replay said of the others is missing too.
+        """
+        unknown = max(0, steps - self.steps)
+        self.steps += unknown
+        self.replay_steps += unknown
         self.updates = max(self.updates, updates)
         self.rolled_back = self.updates - effective_updates
 

@@ -60,6 +60,11 @@ class Feeder(Prefetching[Prepared]):
         self._device = device
         self._largest_message = 1  # rows
 
+    async def run(self, updates: int) -> None:
+        """As the base's."""
+        await self._consumer.take_over()
+        await super().run(updates)
+
     async def prepare(self, update: int) -> Prepared:
         """The batch for the update that follows `update` completed ones; waits for its rows."""
         while (rows := self._taken(update)) is None:

@@ -68,10 +68,10 @@ class Session:
         if checkpoint is not None:
             self._restore(checkpoint)
             counters = checkpoint.counters
-        accounts.steps = max(accounts.steps, int(counters.get("steps", 0)))
         accounts.restore(
             updates=int(counters.get("updates", 0)),
             effective_updates=int(counters.get("effective_updates", 0)),
+            steps=int(counters.get("steps", 0)),
         )
         self.trainer.updates = accounts.updates
         self.trainer.rolled_back = accounts.rolled_back

@@ -68,7 +68,8 @@ class Accounts(MessageAccounts[Outcome]):
         if mark is not None:
             self.returning = set(mark["pending"]) & set(still_queued)
             effective = int(mark["effective"]) - len(self.returning)
-        self.rolled_back = max(0, self.inserted - effective)
+        self.inserted = max(self.inserted, effective)  # less only where the journal is lost
+        self.rolled_back = self.inserted - effective
 
     def _add(self, outcome: Outcome, sign: int) -> None:
         super()._add(outcome, sign)

@@ -29,7 +29,7 @@ class ReplayConfig(Settings, ServiceSettings, NatsSettings, AgentSettings, Seque
     """Directory of the run, for snapshots and accounts (in replay/); default: runs/RUN_ID."""
     seed: Seed | None = None
     """Seed of the sequences that are drawn; default: a different one each time."""
-    replay_capacity: Annotated[int, R2D2] = Field(100_000, ge=1, lt=2**32)
+    replay_capacity: Annotated[int, R2D2] = Field(100_000, ge=1, le=2**26)
     """Sequences that replay holds; the oldest make room."""
     replay_max_bytes: Annotated[int, R2D2] = Field(0, ge=0, lt=2**63)
     """Bytes of trajectories that replay holds at most; the oldest make room; 0: no limit."""

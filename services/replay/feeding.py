@@ -20,10 +20,27 @@ from shared.wire.chunk_rows import Rows, split_message
 FETCH_SECONDS = 1.0
 MESSAGES_IN_HAND = 16
 """So many at most are taken from the queue and not acknowledged yet; while inserts wait they stay there."""
-_SILENT_SECONDS = 600.0
 _LONG_SECONDS = 30.0
 
 log = get_logger(__name__)
+
+
+class Silence:
+    """After how much of it a stream has ended; more than the slowest one takes from chunk to chunk."""
+
+    def __init__(self, *, least: float = 600.0, remembered: float = 86_400.0) -> None:
+        """Seconds: it is at least that long; streams are remembered for so long after their last chunk."""
+        self.seconds = least
+        self._remembered = remembered
+        self._heard: dict[str, float] = {}  # the one silent longest first
+
+    def heard(self, stream_id: str, now: float) -> None:
+        """A chunk of that stream came."""
+        if (before := self._heard.pop(stream_id, None)) is not None:
+            self.seconds = max(self.seconds, 4 * (now - before))
+        self._heard[stream_id] = now
+        while now - next(iter(self._heard.values())) > self._remembered:
+            del self._heard[next(iter(self._heard))]
 
 
 class Feeder:
@@ -47,9 +64,11 @@ class Feeder:
         self._executor = executor
         self._check = partial(check_rows, spec=spec, run_id=run_id)
         self._heard_since = time.time()  # since then no stream was kept from being heard
+        self._silence = Silence()
 
     async def run(self) -> None:
         """Inserts for ever. Raises ConfigurationError when the error buffer is too small for a message."""
+        await self._consumer.take_over()  # chunks that newer ones overtake are worth nothing
         fetching = asyncio.create_task(self._fetched())
         try:
             while True:
@@ -87,6 +106,7 @@ class Feeder:
             self._books.count(rows)
             return
         steps = rows.outline.steps
+        self._silence.heard(rows.header.stream_id, time.time())
         blocked = self._gate.inserts.seconds
         try:
             inserted = await self._gate.insert(rows)
@@ -103,5 +123,5 @@ class Feeder:
     def _forget_silent(self) -> None:
         """Frees what streams that ended have left; one that merely could not be heard is none of them."""
         now = time.time()
-        if now - self._heard_since > _SILENT_SECONDS:
-            self._gate.shelf.table.drop_silent(now - _SILENT_SECONDS)
+        if now - self._heard_since > self._silence.seconds:
+            self._gate.shelf.table.drop_silent(now - self._silence.seconds)

@@ -70,9 +70,13 @@ class Gate:
     async def sample(self, n: int) -> Sampled:
         """Draws n sequences once that is allowed. Raises Refused when it never will be."""
         shelf = self.shelf
-        shelf.check_sample(n)
+
+        def may_sample() -> bool:
+            shelf.check_sample(n)  # each time: larger messages leave room for smaller samples only
+            return shelf.may_sample(n)
+
         async with self._turn[self.samples]:
-            await self._until(lambda: shelf.may_sample(n), self.samples)
+            await self._until(may_sample, self.samples)
             sampled = shelf.sample(n, now=time.time())
         self._tell()
         return sampled

@@ -186,17 +186,17 @@ class Items:
         exponent = float(state.array("exponent", (1,), "f")[0])
         if (
             not (0 <= first < len(generations) >= len(rows))
-            or generations.min() < 0
+            or not 0 <= generations.min() <= generations.max() <= int(_SLOTS)
             or not 0 <= exponent <= 1
         ):
             raise ValueError("the state's items do not fit their ring")
         floor = max(floor, int(generations.max())) + jump
-        if floor > int(_SLOTS) >> 1:
-            raise ValueError("the state's generations are used up")
+        if used_up := floor > int(_SLOTS) >> 1:  # begin again; no key is as old as that
+            floor = jump
         kept = slice(max(0, len(rows) - self.capacity), len(rows))
-        if len(generations) == self.capacity:
+        if len(generations) == self.capacity and not used_up:
             self._first, self._generations[:] = first, generations
-        else:  # with other slots the keys are others too
+        else:  # the keys are others too
             self._generations[:] = floor
         slots = (self._first + np.arange(len(rows[kept]))) % self.capacity
         alpha_ratio = self._exponent / exponent if exponent else 0.0

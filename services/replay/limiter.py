@@ -91,12 +91,19 @@ class RateLimiter:
 
     @classmethod
     def from_state(
-        cls, state: Mapping[str, Any], *, samples_per_insert: float, min_size: int, error_buffer: float
+        cls,
+        state: Mapping[str, Any],
+        *,
+        samples_per_insert: float,
+        min_size: int,
+        error_buffer: float,
+        size: int,
     ) -> "RateLimiter":
-        """Goes on from `state`.
+        """Goes on from `state` with a table of `size` items.
 
         With another ratio or minimum than the state's, the counts so far do not count against the new ratio:
-        neither side has to make up for what was right when it happened.
+        neither side has to make up for what was right when it happened, nor for the free inserts up to a
+        larger minimum.
 
         Raises:
             ValueError: a value of `state` or an argument cannot be.
@@ -115,5 +122,6 @@ class RateLimiter:
         elif samples or inserts >= old_min_size:
             balance = inserts * old_ratio - samples - offset
             kept = min(max(balance, -error_buffer), error_buffer)
-            limiter._offset = inserts * samples_per_insert - samples - kept
+            to_come = inserts + max(0, min_size - size)
+            limiter._offset = to_come * samples_per_insert - samples - kept
         return limiter

@@ -103,7 +103,7 @@ class Replay:
         snapshots = Snapshots(config.replay_dir, keep=config.keep_snapshots)
         snapshot = await in_thread(partial(_latest, config, snapshots, run), threads.writing)
         accounts = await in_thread(partial(load_accounts, config.replay_dir), threads.journal)
-        is_known, accounts = accounts is not None, accounts or Accounts()
+        is_known, accounts = bool(accounts or snapshot), accounts or Accounts()
         mark = snapshot.beside["mark"] if snapshot else None
         in_doubt = sorted(accounts.in_doubt(mark))
         queued = [seq for seq in in_doubt if await bus.persistently(partial(is_queued, bus, seq))]

@@ -57,7 +57,7 @@ class Shelf:
             self.table, self.limiter = Table(**arguments), RateLimiter(**limits)
         else:
             self.table = Table.from_state(state.table, **arguments)
-            self.limiter = RateLimiter.from_state(state.limiter, **limits)
+            self.limiter = RateLimiter.from_state(state.limiter, size=self.table.size, **limits)
 
     def admit(self, rows: int) -> None:
         """Makes the error buffer large enough for messages of `rows` rows.

@@ -64,15 +64,19 @@ class Snapshots:
     def latest(self) -> Snapshot | None:
         """The newest snapshot that is whole, or None; damaged ones are logged and passed over.
 
+        What writers that died have left is removed: the disk may be too full for the next snapshot with it.
         Raises RunError when it is whole but of another format.
         """
         found = _snapshots(self._directory)
         self._number = _number(found[0]) if found else 0
         for path in found:
             try:
-                return self._read(path)
+                snapshot = self._read(path)
             except Damaged as damage:
                 log.warning("snapshot is damaged and not used", snapshot=str(path), reason=str(damage))
+                continue
+            self._remove_unused(found)
+            return snapshot
         return None
 
     def save(self, name: str, snapshot: Snapshot) -> Path:
@@ -96,7 +100,8 @@ class Snapshots:
 
     def _take_in(self, serials: NDArray[np.int64], live: NDArray[np.bool_], rows: Sequence[bytes]) -> None:
         """Brings all rows into segments, and drops those segments that no longer hold one."""
-        self._segments = [each for each in self._segments if np.isin(each.serials, serials[live]).any()]
+        wanted = np.sort(serials[live])
+        self._segments = [each for each in self._segments if _holds_any(each.serials, wanted)]
         written = [each.serials for each in self._segments]
         new = live & ~np.isin(serials, np.concatenate([np.zeros(0, np.int64), *written]))
         if new.any():
@@ -158,15 +163,27 @@ class Snapshots:
 
     def _remove_older(self) -> None:
         kept, older = (found := _snapshots(self._directory))[: self._keep], found[self._keep :]
+        for path in older:
+            shutil.rmtree(path, ignore_errors=True)
+        self._remove_unused(kept)
+
+    def _remove_unused(self, snapshots: Sequence[Path]) -> None:
+        """Removes what is part of none of `snapshots`, nor of the one to come."""
         files = {each.file for each in self._segments}
-        for path in kept:
+        for path in snapshots:
             try:
                 files |= _read_manifest(path)["segments"].keys()
             except (Damaged, RunError):
                 continue
-        for path in older:
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(self._directory / _UNFINISHED, ignore_errors=True)
         remove_segments(self._rows, files)
+
+
+def _holds_any(serials: NDArray[np.int64], wanted: NDArray[np.int64]) -> bool:
+    """Whether one of `serials` is among `wanted`; both ascend."""
+    places = np.searchsorted(wanted, serials)
+    inside = places < len(wanted)
+    return bool((wanted[places[inside]] == serials[inside]).any())
 
 
 def _snapshots(directory: Path) -> list[Path]:

@@ -24,6 +24,7 @@ _SERVER_SECONDS = 1.0
 _LEAST_SECONDS = 0.01
 _MAX_BYTES = 32 * 2**20
 """Of one request's messages; the server cuts the connection of who has 64 MB on the way (its max_pending)."""
+_ENVELOPE_BYTES = 2**20  # more than subjects and headers have
 _DONE = ("404", "408")  # no more messages; time is up
 _ENOUGH_BYTES = "Message Size Exceeds MaxBytes"
 
@@ -77,6 +78,19 @@ class Puller:
             except NotFoundError as error:
                 raise ConnectionFailed(f"{what}: there is no stream {self._stream}") from error
         self._is_ready = True
+
+    async def take_over(self) -> int:
+        """Takes the place of whoever used the consumer before; raises ConnectionFailed.
+
+        What that one had not acknowledged comes again at once, and before anything newer. Returns the number
+        of the last message that it was given, 0 where there was none.
+        """
+        what = f"consumer {self._consumer.durable_name}"
+        with trouble(what), suppress(NotFoundError):
+            info = await self._bus.js.consumer_info(self._stream, self._consumer.durable_name or "")
+            await self._bus.js.delete_consumer(self._stream, self._consumer.durable_name or "")
+            return info.delivered.stream_seq if info.delivered is not None else 0
+        return 0
 
     def doubt(self) -> None:
         """Makes the next use create the consumer again; what is there already stays."""
@@ -136,7 +150,7 @@ class _Inbox:
             "batch": max_messages,
             "no_wait": True,
             "expires": int(timeout * 1e9),
-            "max_bytes": max(_MAX_BYTES, 2 * self._bus.nc.max_payload),
+            "max_bytes": max(_MAX_BYTES, self._bus.nc.max_payload + _ENVELOPE_BYTES),
         }
         lost = self._bus.nc.lost
         lost.add_done_callback(self._on_lost)

@@ -49,6 +49,7 @@ from shared.wire.replay import (
 WAITING_SECONDS = 1.0
 SILENCE_SECONDS = 10.0
 _PARTS_IN_FLIGHT = 8
+_PART_BYTES = 4 * 2**20  # at most; the server cuts off who has 64 MB on the way (its max_pending)
 _MAX_REQUESTS = 256
 _MAX_DAMAGED = 3
 _PRIORITY_BYTES = 16
@@ -257,7 +258,7 @@ class _Server:
         finally:
             await ended(sampling)
         data = await asyncio.to_thread(encode_sample, answer)
-        parts = parts_of(data, request, self._bus.max_payload)
+        parts = parts_of(data, request, min(self._bus.max_payload, _PART_BYTES))
         for start in range(0, len(parts), _PARTS_IN_FLIGHT):
             sending = (self._heard(message, part) for part in parts[start : start + _PARTS_IN_FLIGHT])
             if not all(await asyncio.gather(*sending)):

@@ -128,14 +128,18 @@ class QueueMessage:
     number: where the server lost its store numbers begin at 1 again.
     """
 
-    def __init__(self, message: Msg, bus: Bus, puller: Puller, lost: "asyncio.Future[None]") -> None:
-        """`lost`: done when the connection that `message` came on is."""
+    def __init__(
+        self, message: Msg, bus: Bus, puller: Puller, lost: "asyncio.Future[None]", *, delivered_before: int
+    ) -> None:
+        """`lost`: done when the connection that `message` came on is. `delivered_before`: in the queue, up to
+        this number, to somebody else.
+        """
         metadata = message.metadata
         self.data: bytes = message.data
         self.sequence: int = metadata.sequence.stream
         self.kept_at = metadata.timestamp
         """When the server kept it; with `sequence` it tells the message from all others there ever were."""
-        self.redelivered: bool = metadata.num_delivered > 1
+        self.redelivered: bool = metadata.num_delivered > 1 or self.sequence <= delivered_before
         self._reply = message.reply
         self._bus = bus
         self._puller = puller
@@ -224,6 +228,15 @@ class QueueConsumer:
             ),
         )
         self._in_hand: WeakValueDictionary[int, QueueMessage] = WeakValueDictionary()
+        self._delivered_before = 0  # the last message that was given to whoever consumed before
+
+    async def take_over(self) -> None:
+        """Makes what a consumer that died had in hand come at once, in its order, not after `ack_wait`.
+
+        To be called before the first fetch, by who holds the lease. A patient bus waits through outages;
+        otherwise ConnectionFailed.
+        """
+        self._delivered_before = await self._bus.persistently(self._puller.take_over)
 
     async def fetch(self, max_messages: int, timeout: float) -> list[QueueMessage]:
         """What waits, at most `max_messages`; where nothing does, the next to come within `timeout` seconds.
@@ -244,7 +257,7 @@ class QueueConsumer:
         return held is not None and await held.is_in_place_of(message)
 
     def _taken(self, message: Msg, lost: "asyncio.Future[None]") -> QueueMessage:
-        taken = QueueMessage(message, self._bus, self._puller, lost)
+        taken = QueueMessage(message, self._bus, self._puller, lost, delivered_before=self._delivered_before)
         self._in_hand[taken.sequence] = taken
         return taken
 

@@ -154,6 +154,15 @@ def test_a_checkpoint_ahead_of_the_journal_loses_nothing() -> None:
     assert (accounts.updates, accounts.rolled_back) == (101, 4)
 
 
+def test_a_journal_older_than_the_checkpoint_does_not_count_steps_of_replay_twice() -> None:
+    replay = ReplayCounts(steps=2100, inserted=21, refused={}, redelivered=0, items=5, inserted_items=5)
+    for known in (0, 1000, 2000):
+        accounts = Accounts(steps=known, replay_steps=known)
+        accounts.restore(updates=10, effective_updates=10, steps=2000)
+        accounts.mirror(replay)
+        assert accounts.steps == 2100
+
+
 def test_an_unacknowledged_message_leaves_the_counts_as_if_it_had_never_come() -> None:
     accounts = Accounts()
     before = Accounts()

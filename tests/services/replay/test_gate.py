@@ -195,3 +195,10 @@ def test_overlapping_waits_are_timed_once_and_those_that_go_on_count() -> None:
         now = 201.0
         raise KeyError
     assert (waits.is_blocked, waits.seconds, waits.ended) == (False, 8, 201)
+
+
+async def test_a_sample_that_larger_messages_make_unreachable_is_refused_while_it_waits() -> None:
+    gate = Gate(shelf_of(replay_ratio=0.75, batch_size=32, min_replay_size=20, replay_capacity=1000))
+    async with started(gate.sample(125), insert_for_ever(gate, rows=32)) as (sampling, _):
+        with pytest.raises(Refused, match=r"a batch of 125 sequences; .* there can be 104"):
+            await sampling

@@ -21,6 +21,7 @@ def restored(limiter: RateLimiter, **changed: Any) -> RateLimiter:
         "samples_per_insert": limiter.samples_per_insert,
         "min_size": limiter.min_size,
         "error_buffer": limiter.error_buffer,
+        "size": limiter.inserts,
     }
     return RateLimiter.from_state(limiter.state(), **{**same, **changed})
 
@@ -157,6 +158,15 @@ def test_a_restart_while_the_table_fills_takes_the_new_minimum() -> None:
     assert again.balance == 0
 
 
+def test_a_larger_minimum_lets_the_table_grow_to_it_without_a_debt() -> None:
+    limiter = RateLimiter(samples_per_insert=0.75, min_size=10, error_buffer=20)
+    limiter.inserted(200)
+    limiter.sampled(140)
+    again = restored(limiter, min_size=5000, size=180)
+    again.inserted(5000 - 180)
+    assert again.balance == pytest.approx(limiter.balance)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -180,7 +190,7 @@ def test_a_broken_state_is_refused_in_words(broken: dict[str, Any]) -> None:
     limiter = RateLimiter(samples_per_insert=1.0, min_size=1, error_buffer=2.0)
     with pytest.raises(ValueError, match="no limiter's state"):
         RateLimiter.from_state(
-            {**limiter.state(), **broken}, samples_per_insert=1.0, min_size=1, error_buffer=2.0
+            {**limiter.state(), **broken}, samples_per_insert=1.0, min_size=1, error_buffer=2.0, size=1
         )
     with pytest.raises(ValueError, match="no limiter's state"):
-        RateLimiter.from_state({}, samples_per_insert=1.0, min_size=1, error_buffer=2.0)
+        RateLimiter.from_state({}, samples_per_insert=1.0, min_size=1, error_buffer=2.0, size=1)

@@ -113,6 +113,23 @@ async def test_the_snapshot_before_a_damaged_one_is_restored(
         assert (accounts.inserted, accounts.rolled_back) == (15, 4)
 
 
+async def test_without_its_journal_it_goes_on_with_its_snapshot(nats: NatsRun, tmp_path: Path) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = replay_config(nats, tmp_path, **FREE)
+        async with replaying(config) as replay:
+            await queue.fed(5)
+            await queue.emptied()
+            await replay.stopped()
+        (tmp_path / "replay" / "accounts.json").unlink()
+        async with replaying(config) as replay:
+            status = await eventually(lambda: _restored(bus))
+            assert (status["items"], status["chunks"]["refused"]) == (4, 0)
+            assert status["chunks"]["inserted"] == 5
+            await replay.stopped()
+        await queue.exact_accounts(tmp_path)
+
+
 async def test_snapshots_of_another_run_are_refused(nats: NatsRun, tmp_path: Path) -> None:
     async with nats.bus() as bus:
         queue = await Queue.created(bus)

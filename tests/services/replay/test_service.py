@@ -120,12 +120,13 @@ async def test_what_cannot_be_inserted_is_refused_with_the_reason(nats: NatsRun,
             await queue.publish(encode_chunk(replace(chunk, header=replace(chunk.header, network_hash="x"))))
             await queue.publish(encode_chunk(replace(chunk, action=bad_action)))
             await queue.publish(encode_chunk(replace(chunk, td_errors=errors)))
+            await queue.publish(encode_chunk(replace(chunk, header=replace(chunk.header, number=2**63 - 1))))
             await queue.fed(3)
             await queue.emptied()
             assert (await ReplayClient(bus).sample(1)).size == 2
             await replay.stopped()
         accounts = await queue.exact_accounts(tmp_path)
-        assert accounts.refused == {"undecodable": 1, "spec": 4, "too_large": 0, "lost": 0}
+        assert accounts.refused == {"undecodable": 1, "spec": 5, "too_large": 0, "lost": 0}
         assert accounts.inserted == 3
 
 

@@ -278,12 +278,17 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_snapshot_and_no_rubbish
                 if int(line) == kill_at:
                     process.send_signal(signal.SIGKILL)
                     break
-        writer = Snapshots(tmp_path / str(kill_at), keep=2)
+        directory = tmp_path / str(kill_at)
+        (directory / ".unfinished-snapshot").mkdir(exist_ok=True)
+        for left in (".unfinished-1.rows", "000000000001-00000000.rows"):
+            (directory / "rows" / left).write_bytes(b"left behind")
+        writer = Snapshots(directory, keep=2)
         snapshot = writer.latest()
+        assert not [*directory.glob("**/.unfinished*"), *directory.glob("rows/*-00000000.rows")]
         assert snapshot is not None
         assert snapshot.beside["number"] >= kill_at
         shelf = shelf_of(snapshot.state, replay_capacity=8)
         assert shelf.table.inserts == 2 * snapshot.beside["number"]
         writer.save("next", snapshot)
-        assert not [*(tmp_path / str(kill_at)).glob("**/.unfinished*")]
+        assert not [*directory.glob("**/.unfinished*")]
     assert "damaged" not in capsys.readouterr().out

@@ -83,6 +83,23 @@ def test_keys_given_after_the_state_was_taken_name_nothing_after_a_restart() -> 
     assert len(keys) == 3
 
 
+def test_restarts_never_use_the_keys_up() -> None:
+    table = filled()
+    state = table.state()
+    state.arrays["ring"][1] = 2**31 - 1  # what some hundreds of restarts come to
+    restored = Table.from_state(state, **ARGUMENTS)
+    put(restored, 14)
+    old, new = drawn(table), drawn(restored)
+    assert {row: value[1] for row, value in new.items()} == pytest.approx(
+        {row: value[1] for row, value in drawn(again(restored)).items()}
+    )
+    update = restored.update(np.array([key for key, _, _ in old.values()], np.uint64), np.full(10, 5.0))
+    assert update.total() == 10
+    keys = np.array([key for key, _, _ in new.values()], np.uint64)
+    assert restored.update(keys, np.full(10, 5.0)) == {}
+    assert again(restored).update(keys, np.full(10, 5.0)) == {}
+
+
 @pytest.mark.parametrize("capacity", [4, 25])
 def test_with_another_capacity_the_newest_items_stay_and_old_keys_name_nothing(capacity: int) -> None:
     table = filled()

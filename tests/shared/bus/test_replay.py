@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services import nats_server
 from shared.bus.connection import Bus
 from shared.bus.replay import ReplayClient, ReplaySample, serve_replay
 from shared.errors import ChunkError, ConnectionFailed, Refused, RunError
@@ -124,6 +125,28 @@ async def test_an_answer_larger_than_a_message_comes_in_parts(nats: NatsRun) -> 
     async with nats.bus() as bus, nats.bus() as learner, serving(bus, table):
         count = table.sequences_of(2 * bus.max_payload)
         table.assert_sampled(await within(ReplayClient(learner).sample(count)), count)
+
+
+async def test_parts_fit_what_a_server_bears_whatever_its_max_payload(
+    own_nats: OwnNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await own_nats.stop()
+    monkeypatch.setattr(nats_server, "MAX_PAYLOAD_BYTES", 64 * 2**20)
+    await own_nats.start()
+    table = Table()
+    async with own_nats.bus() as bus, own_nats.bus() as learner:
+        largest: list[int] = []
+        request = bus.nc.request
+
+        async def measured(subject: str, payload: bytes, **arguments: Any) -> Any:
+            largest.append(len(payload))
+            return await request(subject, payload, **arguments)
+
+        monkeypatch.setattr(bus.nc, "request", measured)
+        async with serving(bus, table):
+            count = table.sequences_of(9 * 2**20)
+            table.assert_sampled(await within(ReplayClient(learner).sample(count)), count)
+        assert 8 * max(largest) < 64 * 2**20
 
 
 async def test_a_sample_is_waited_for_while_replay_withholds_it(nats: NatsRun) -> None:

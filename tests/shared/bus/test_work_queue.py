@@ -134,6 +134,35 @@ async def test_a_message_is_gone_as_soon_as_its_acknowledgement_returns(nats: Na
             assert not await is_queued(bus, sequence)
 
 
+async def test_what_a_consumer_that_died_had_in_hand_comes_at_once_and_first(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for number in range(5):
+            await publish_chunk(bus, b"%d" % number, f"m/{number}")
+        dead = QueueConsumer(bus)
+        first, *_ = await fetch_all(dead, 3)
+        await first.ack()
+        heir = QueueConsumer(bus)
+        await heir.take_over()
+        messages = await asyncio.wait_for(fetch_all(heir, 4), work_queue.ACK_WAIT_SECONDS / 2)
+        assert [message.data for message in messages] == [b"1", b"2", b"3", b"4"]
+        assert [message.redelivered for message in messages] == [True, True, False, False]
+        for message in messages:
+            await message.ack()
+        assert await queue_state(bus) == QueueState(last_sequence=5, messages=0)
+
+
+async def test_where_nobody_consumed_before_there_is_nothing_to_take_over(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        consumer = QueueConsumer(bus)
+        await consumer.take_over()
+        await ensure_queue(bus, 10)
+        await consumer.take_over()
+        await publish_chunk(bus, b"", "m")
+        (message,) = await fetch_all(consumer, 1)
+        assert not message.redelivered
+
+
 async def test_a_queue_grows_and_never_shrinks(nats: NatsRun) -> None:
     async with nats.bus() as bus:
         for wanted, size in [(3, 3), (10, 10), (5, 10)]:
