@@ -59,7 +59,8 @@ class RestartingEnvironment(Env[Any, Any]):
 
     A step or reset that raises, or gives a number that is not finite or a wrong result, returns the first
     observation of a new environment instead, with reward 0 and neither end flag; info then holds RESTARTS,
-    CRASH and REASON.
+    CRASH and REASON. The environment's own info goes no further: nobody reads it, and Gymnasium cannot batch
+    every one.
     Raises EnvironmentCrashed.
     """
 
@@ -78,13 +79,13 @@ class RestartingEnvironment(Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """First observation of an episode and its info."""
+        """First observation of an episode."""
         if seed is not None:
             self._seeds = np.random.SeedSequence(seed)
         try:
-            observation, info = first_and_info(self._env.reset(seed=seed, options=options))
+            observation, _ = first_and_info(self._env.reset(seed=seed, options=options))
             self._check(observation)
-            return observation, info
+            return observation, {}
         except CRASHES as error:
             return self._replaced(error)
 
@@ -93,7 +94,7 @@ class RestartingEnvironment(Env[Any, Any]):
         try:
             result = self._env.step(action)
             try:
-                observation, given, terminated, truncated, info = result
+                observation, given, terminated, truncated, _ = result
             except (TypeError, ValueError) as error:
                 raise wrong_count("step", result) from error
             reward = float(given)
@@ -103,7 +104,7 @@ class RestartingEnvironment(Env[Any, Any]):
             observation, info = self._replaced(error)
             return observation, 0.0, False, False, info
         self._crashes.stepped()
-        return observation, reward, terminated, truncated, info
+        return observation, reward, terminated, truncated, {}
 
     def close(self) -> None:
         """Closes the environment."""
@@ -124,13 +125,12 @@ class RestartingEnvironment(Env[Any, Any]):
                 said.append(f"its close() raised {in_a_line(closing)}\n")
             try:
                 self._env = self._make()
-                observation, info = first_and_info(self._env.reset(seed=self._fresh_seed()))
+                observation, _ = first_and_info(self._env.reset(seed=self._fresh_seed()))
                 self._check(observation)
             except CRASHES as again:
                 error = again
                 continue
-            told = {RESTARTS: restarts, CRASH: "".join(said), REASON: in_a_line(error)}
-            return observation, {**info, **told}
+            return observation, {RESTARTS: restarts, CRASH: "".join(said), REASON: in_a_line(error)}
 
     def _fresh_seed(self) -> int | None:
         return None if self._seeds is None else seed_from(self._seeds)

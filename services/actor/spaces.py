@@ -59,8 +59,19 @@ class _Leaf:
         shape = (*rows, *self.spec.shape)
         if array.shape != shape:
             raise WrongResult(f"{self.label} has shape {list(array.shape)}; its space says {list(shape)}")
-        if not np.can_cast(array.dtype, self.spec.dtype, "same_kind"):
-            raise WrongResult(f"{self.label} is {array.dtype.name}; its space says {self.spec.dtype}")
+        self.fitted(array, np.dtype(self.spec.dtype))
+
+    def fitted(self, array: Array, dtype: np.dtype[Any]) -> Array:
+        """`array` as `dtype`; raises WrongResult where that is another kind of number, or too small a one."""
+        if array.dtype == dtype:
+            return array
+        if not np.can_cast(array.dtype, dtype, "same_kind"):
+            raise WrongResult(f"{self.label} is {array.dtype.name}; its space says {dtype.name}")
+        with np.errstate(over="ignore"):
+            fitted = array.astype(dtype)
+        if dtype.kind in "iu" and not np.array_equal(fitted, array):
+            raise WrongResult(f"{self.label} is {array.dtype.name} with values beyond {dtype.name}")
+        return fitted
 
 
 def environment_spec(observation_space: Space[Any], action_space: Space[Any]) -> EnvironmentSpec:
@@ -99,7 +110,7 @@ class ObservationEncoder:
         """Bytes of each leaf, [B, …] in C order.
 
         Raises UnsupportedEnvironment on another shape, NotFinite for floats that are not, WrongResult where
-        a key is missing or a leaf is no number.
+        a key is missing, or a leaf is no number or one that its space does not hold.
         `into`: arrays that are filled instead, per leaf [B, …]; no bytes are returned then.
         """
         encoded = []
@@ -110,14 +121,13 @@ class ObservationEncoder:
                     raise UnsupportedEnvironment(
                         f"{leaf.label} of a group has shape {list(array.shape)}; its space says {list(shape)}"
                     )
+                array = leaf.fitted(array, dtype)
                 if leaf.start:
-                    array = array.astype(np.int64) - leaf.start
+                    array = array - leaf.start
                 if into is None:
-                    array = array.astype(dtype, copy=False)
                     encoded.append(array.tobytes())
                 else:
-                    np.copyto(into[number], array, casting="unsafe")
-                    array = into[number]
+                    np.copyto(into[number], array)
                 if dtype.kind == "f":
                     check_finite(leaf.label, array)
         except _MISFITS:
@@ -127,14 +137,13 @@ class ObservationEncoder:
 
 
 class ObservationCheck:
-    """Looks for floats that are not finite in the observations of one environment, as they would be sent."""
+    """Whether one environment's observations, as they would be sent, are finite and what its space holds."""
 
     def __init__(self, observation_space: Space[Any], *, shapes: bool = False) -> None:
         """Takes the environment's own space. `shapes`: looks at these, too. Raises UnsupportedEnvironment."""
         self._space = observation_space
-        leaves = [(leaf, np.dtype(leaf.spec.dtype)) for leaf in _leaves(observation_space)]
-        self._floats = [(leaf, dtype) for leaf, dtype in leaves if dtype.kind == "f"]
-        self._shaped = [leaf for leaf, _ in leaves if shapes]
+        self._leaves = [(leaf, np.dtype(leaf.spec.dtype)) for leaf in _leaves(observation_space)]
+        self._shaped = [leaf for leaf, _ in self._leaves if shapes]
 
     def __call__(self, observation: Any) -> None:
         """Raises NotFinite, and WrongResult where a key is missing, a leaf no number, or a shape another."""
@@ -142,12 +151,10 @@ class ObservationCheck:
             for leaf in self._shaped:
                 if np.shape(leaf.of(observation)) != leaf.spec.shape:
                     raise ValueError("another shape than the space's")
-            for leaf, dtype in self._floats:
-                values: Array = np.asarray(leaf.of(observation))
-                if values.dtype != dtype:
-                    with np.errstate(over="ignore"):
-                        values = values.astype(dtype)
-                check_finite(leaf.label, values)
+            for leaf, dtype in self._leaves:
+                values = leaf.fitted(np.asarray(leaf.of(observation)), dtype)
+                if dtype.kind == "f":
+                    check_finite(leaf.label, values)
         except _MISFITS:
             check_fits(self._space, observation)
             raise
@@ -163,9 +170,8 @@ class ActionDecoder:
         self._dtype = np.dtype(action_space.dtype)
 
     def __call__(self, action: NDArray[np.int64]) -> Array:
-        """[B] actions in the space's own dtype, its start added."""
-        shifted = action + self._start if self._start else action
-        return shifted.astype(self._dtype, copy=False)
+        """[B] actions in the space's own dtype, its start added; an array of the caller's own."""
+        return (action + self._start).astype(self._dtype, copy=False)
 
 
 def _leaves(space: Space[Any]) -> list[_Leaf]:

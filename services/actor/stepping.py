@@ -128,6 +128,9 @@ class SteppedGroup:
         except (TypeError, ValueError) as error:
             raise wrong_count("step", result) from error
         terminated, truncated = np.array(terminated, np.bool_), np.array(truncated, np.bool_)
+        for name, values in (("reward", reward), ("terminated", terminated), ("truncated", truncated)):
+            if (shape := np.shape(values)) != (self.size,):
+                raise WrongResult(f"{name} has shape {list(shape)}; a group of {self.size} has [{self.size}]")
         assert self._starts is not None
         is_first = self._starts.after(info, terminated=terminated, truncated=truncated)
         ended = int(is_first.sum())

@@ -1,6 +1,7 @@
 """`seedrl eval`: plays episodes with a checkpoint through a real inference service."""
 
 import asyncio
+import itertools
 import secrets
 import statistics
 import tempfile
@@ -106,23 +107,30 @@ async def _played(config: EvalConfig, checkpoint: Checkpoint) -> list[Episode]:
 
 
 def _players(config: EvalConfig, nats: NatsSettings, run_id: str, logs: Path) -> list[SupervisedService]:
-    """An inference service and one actor of the run's own configuration."""
+    """An inference service and one actor of the run's own configuration, but for what is of the training."""
     env = saved_env(config.run_dir)
     common = ["--preset", str(config.run_dir / CONFIG_FILE), "--run-id", run_id, "--log-format", "json"]
     host, port = "127.0.0.1", free_port()
     assert nats.nats_token is not None
     environment = {"SEEDRL_NATS_TOKEN": nats.nats_token.get_secret_value()}
     where = ("--nats-url", nats.nats_url, "--host", host, "--port", str(port))
-    inference = seedrl("inference", *common, *where, "--device", config.device)
-    seed = [] if config.seed is None else ["--seed", str(config.seed)]
-    group = ("--groups", "1", "--group-size", str(min(config.episodes, config.environments)))
-    role = ("--inference-url", joined(host, port), "--actor-id", "eval", "--role", "eval")
-    actor = seedrl("actor", env, *common, *role, *group, *seed)
+    size = min(config.episodes, config.environments)
+    room = ("--max-environments", str(2 * size))  # while an actor that died is replaced, for both
+    inference = seedrl("inference", *common, *where, *room, "--device", config.device, "--no-cuda-graphs")
+    seed = config.seed if config.seed is not None else secrets.randbits(31)
+    group = ("--groups", "1", "--group-size", str(size), "--seed", str(seed))
+    role = ("--inference-url", joined(host, port), "--role", "eval")
+    starts = itertools.count()
+
+    def actor() -> list[str]:
+        """Of another name at each start, which decides the seeds too: no episode is played again."""
+        return seedrl("actor", env, *common, *role, *group, "--actor-id", f"eval-{next(starts)}")
+
     return [
         SupervisedService(
             ChildProcess("inference", lambda: inference, environment=environment, log=logs / "inference.log")
         ),
-        SupervisedService(ChildProcess("actor", lambda: actor, environment={}, log=logs / "actor.log")),
+        SupervisedService(ChildProcess("actor", actor, environment={}, log=logs / "actor.log")),
     ]
 
 

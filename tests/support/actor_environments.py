@@ -163,12 +163,12 @@ class SpacesEnvironment(gymnasium.Env[Any, Any]):
 class OddEnvironment(gymnasium.Env[Any, Any]):
     """Breaks Gymnasium's interface from step `at` of its life on, or in every reset; "b" may be of integers.
 
-    `odd`: step4 (no truncated), step_none, reset_bare (no info), key (lacks "b"), shape, transposed, dtype or
-    words (of "b").
+    `odd`: step4 (no truncated), step_none, reset_bare (no info), key (lacks "b"), shape, transposed, dtype,
+    wide (a larger type, and value) or words (of "b").
     """
 
     def __init__(self, *, odd: str, at: int = 1, integers: bool = False) -> None:
-        kind = np.uint8 if odd == "dtype" or integers else np.float32
+        kind = np.uint8 if odd in ("dtype", "wide") or integers else np.float32
         self.observation_space = spaces.Dict(
             {"a": spaces.Box(0, 9, (1,), np.float32), "b": spaces.Box(0, 9, (2, 3), kind)}
         )
@@ -199,13 +199,15 @@ class OddEnvironment(gymnasium.Env[Any, Any]):
                 parts["b"] = parts["b"].T
             case "dtype":
                 parts["b"] = parts["b"] + 0.5
+            case "wide":
+                parts["b"] = np.full((2, 3), 300, np.uint16)
             case "words":
                 parts["b"] = [["left"] * 3] * 2
         return parts
 
 
 class OddVectorEnvironment(BareVectorEnvironment):
-    """`odd`: step4, reset_bare or key."""
+    """`odd`: step4, reset_bare, key, column (a reward of shape [B, 1]), or writes (into its actions)."""
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - gymnasium's attribute
 
@@ -219,10 +221,28 @@ class OddVectorEnvironment(BareVectorEnvironment):
         return observation if self._odd == "reset_bare" else ({"b": observation}, info)
 
     def step(self, actions: Any) -> Any:
+        if self._odd == "writes":
+            actions[:] = 0
         observation, reward, terminated, truncated, info = super().step(actions)
+        if self._odd == "column":
+            return {"b": observation}, reward[:, None], terminated, truncated, info
+        if self._odd == "writes":
+            return {"b": observation}, reward, terminated, truncated, info
         if self._odd == "step4":
             return {"b": observation}, reward, terminated, info
         return {"c": observation}, reward, terminated, truncated, info
+
+
+class TalkativeEnvironment(CountingEnvironment):
+    """Its infos have other keys, lengths and types from step to step."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[Any], dict[str, Any]]:
+        return super().reset(seed=seed, options=options)[0], {"legal": np.arange(3), "goal": 2**70}
+
+    def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, _ = super().step(action)
+        info = {"legal": np.arange(int(observation[-1])), "goal": "reached" if terminated else {"far": 1}}
+        return observation, reward, terminated, truncated, info
 
 
 _NAPS = 20
@@ -263,6 +283,7 @@ def _register(
 _register("Trouble-v0", TroubleEnvironment)
 _register("Spaces-v0", SpacesEnvironment)
 _register("Slow-v0", SlowEnvironment)
+_register("Talkative-v0", TalkativeEnvironment)
 _register("Odd-v0", OddEnvironment)
 _register("OddLimited-v0", OddEnvironment, max_episode_steps=100)  # which Gymnasium's own wrapper looks after
 _register("OddVector-v0", None, OddVectorEnvironment)

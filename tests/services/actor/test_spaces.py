@@ -116,6 +116,34 @@ def test_another_dtype_than_the_spaces_is_converted() -> None:
     assert np.frombuffer(data, "<f4").tolist() == [1.5, 2.5]
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "values", "words"),
+    [
+        (np.uint8, [0.5], "is float64; its space says uint8"),
+        (np.uint8, [-1], "is int64; its space says uint8"),
+        (np.uint8, np.array([256], np.uint16), "is uint16 with values beyond uint8"),
+        (np.int32, [2**31], "is int64 with values beyond int32"),
+        (np.int64, [np.nan], "is float64; its space says int64"),
+        (np.bool_, [2], "is int64; its space says bool"),
+    ],
+)
+def test_a_number_that_its_space_does_not_hold_is_refused_by_name(
+    dtype: Any, values: Any, words: str, is_shared: bool
+) -> None:
+    space = spaces.Box(0, 1, (1,), dtype)
+    into = [np.zeros((1, 1), dtype)] if is_shared else None
+    with pytest.raises(WrongResult, match=words):
+        ObservationEncoder(space, group_size=1)(np.array([values]), into=into)
+    with pytest.raises(WrongResult, match=words):
+        ObservationCheck(space)(np.array(values))
+
+
+def test_a_discrete_observation_that_is_no_integer_is_refused_by_name() -> None:
+    with pytest.raises(WrongResult, match="is float64; its space says int64"):
+        ObservationEncoder(spaces.Discrete(9, start=2), group_size=1)(np.array([5.7]))
+
+
 def test_another_shape_than_the_spaces_is_refused_by_name() -> None:
     with pytest.raises(
         UnsupportedEnvironment, match=r"'observation' of a group has shape \[2, 2\].*\[2, 1\]"

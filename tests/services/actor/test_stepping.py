@@ -19,6 +19,7 @@ from tests.support.counting_environment import reward_of
 
 COUNTING = "tests.support.counting_environment:Counting-v0"
 COUNTING_VECTOR = "tests.support.counting_environment:CountingVector-v0"
+TALKATIVE = "tests.support.actor_environments:Talkative-v0"
 TROUBLE = "tests.support.actor_environments:Trouble-v0"
 ODD = "tests.support.actor_environments:Odd-v0"
 ODD_LIMITED = "tests.support.actor_environments:OddLimited-v0"
@@ -63,6 +64,14 @@ def test_every_number_of_a_group_is_where_it_belongs(way: Any, truncate: bool) -
     seen = played(stepped, 60)
     stepped.close()
     _check_counting(seen, truncate=truncate, lives=0)
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_infos_of_any_kind_disturb_nothing(way: Any) -> None:
+    stepped = group(TALKATIVE, vectorization=way)
+    seen = played(stepped, 60)
+    stepped.close()
+    _check_counting(seen, truncate=False, lives=0)
 
 
 @pytest.mark.parametrize("life_every", [0, 2])
@@ -345,6 +354,8 @@ def test_a_wrong_result_is_put_in_words(env: str, odd: str, said: str, integers:
         ("step4", f"step() returned 4 values instead of 5 {STEP}"),
         ("key", "the observation lacks the key 'b'"),
         ("transposed", TRANSPOSED),  # as many values as it should have, in another order
+        ("dtype", "observation 'b' is float64; its space says uint8"),
+        ("wide", "observation 'b' is uint16 with values beyond uint8"),
     ],
 )
 def test_a_wrong_result_in_a_process_of_its_own_is_put_in_words(odd: str, said: str) -> None:
@@ -364,9 +375,16 @@ def test_a_group_goes_on_after_an_observation_that_does_not_fit_its_space(odd: s
     assert restarts == [0, B] * 15
 
 
-def test_a_dtype_that_a_group_refuses_is_named() -> None:
-    stepped = group(ODD, vectorization="sync", env_kwargs={"odd": "dtype"})
-    with pytest.raises(EnvironmentCrashed, match="observation 'b' is float64; its space says uint8"):
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ("dtype", "observation 'b' is float64; its space says uint8"),
+        ("wide", "observation 'b' is uint16 with values beyond uint8"),
+    ],
+)
+def test_a_dtype_that_a_space_does_not_hold_is_named(odd: str, said: str) -> None:
+    stepped = group(ODD, vectorization="sync", env_kwargs={"odd": odd})
+    with pytest.raises(EnvironmentCrashed, match=said):
         _reset_and_step_often(stepped)
 
 
@@ -382,9 +400,18 @@ def test_a_leaf_that_is_no_number_is_named() -> None:
         ("step4", f"step() returned 4 values instead of 5 {STEP}"),
         ("reset_bare", "reset() returned one value (ndarray) instead of 2 (observation, info)"),
         ("key", "the observation lacks the key 'b'"),
+        ("column", "reward has shape [3, 1]; a group of 3 has [3]"),
     ],
 )
 def test_a_native_environments_wrong_result_is_put_in_words(odd: str, said: str) -> None:
     stepped = group(ODD_VECTOR, env_kwargs={"odd": odd})
     with pytest.raises(EnvironmentCrashed, match=re.escape(f"at last with WrongResult: {said}")):
         _reset_and_step_often(stepped)
+
+
+def test_a_native_environment_may_write_into_its_actions() -> None:
+    stepped = group(ODD_VECTOR, env_kwargs={"odd": "writes"})
+    stepped.reset()
+    actions = np.ones(B, np.int64)
+    actions.flags.writeable = False
+    assert stepped.step(actions).restarts == 0

@@ -2,14 +2,20 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.actor.config import ActorConfig
+from services.cli import known_settings
 from services.commands.config import EvalConfig
-from services.commands.evaluate import EpisodeShares, _episodes
+from services.commands.evaluate import EpisodeShares, _episodes, _players
+from services.inference.config import InferenceConfig
 from services.local.process import ChildProcess
 from services.local.supervisor import SupervisedService
+from shared.config import load
 from shared.errors import RunError
 from tests.support.nats import NatsRun
 
@@ -32,6 +38,32 @@ def test_shares_add_up_when_they_do_not_divide() -> None:
     shares.take(episode(row, 0.0) for row in (0, 1, 2) for _ in range(9))
     assert len(shares.episodes) == 5
     assert shares.complete
+
+
+async def test_no_episode_is_played_twice_and_the_training_limits_no_evaluation(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "env: CartPole-v1\nmax_environments: 1\ncuda_graphs: true\nseed: 5\nactor_id: training\n"
+    )
+    commands = []
+    for seed in (None, None, 7, 7):
+        config = EvalConfig(run_dir=tmp_path, episodes=30, seed=seed)
+        inference, actor = (player.process for player in _players(config, nats.settings, "run", tmp_path))
+        commands.append([_loaded(InferenceConfig, inference.command())])
+        commands[-1] += [_loaded(ActorConfig, actor.command()) for _ in range(2)]
+    for inference, *actors in commands:
+        assert inference.max_environments >= actors[0].group_size == 16
+        assert not inference.cuda_graphs
+        assert actors[0].actor_id != actors[1].actor_id
+        assert actors[0].seed == actors[1].seed != 5
+    seeds = [actors[0].seed for _, *actors in commands]
+    assert seeds[0] != seeds[1]
+    assert seeds[2:] == [7, 7]
+
+
+def _loaded(model: Any, command: Sequence[str]) -> Any:
+    return load(model, command[command.index("services.cli") + 2 :], prog="test", known=known_settings())
 
 
 @pytest.mark.parametrize(
