@@ -11,9 +11,14 @@ from typing import Any, Generic, TypeVar
 
 from shared.accounts import MessageAccounts, write_accounts
 from shared.bus.work_queue import ACK_WAIT_SECONDS, QueueMessage
+from shared.errors import RunError
 from shared.runtime import in_thread
+from shared.telemetry import get_logger
 
 _REMEMBERED = 10_000
+_RETRY_SECONDS = 1.0
+
+log = get_logger(__name__)
 
 A = TypeVar("A", bound=MessageAccounts[Any])
 
@@ -36,6 +41,7 @@ class Settling(Generic[A]):
         self._wake = asyncio.Event()
         self._settled = asyncio.Condition()
         self._is_settled = True
+        self.trouble = ""  # why the journal cannot be written
 
     @property
     def held(self) -> int:
@@ -83,6 +89,20 @@ class Settling(Generic[A]):
             if message.sequence not in self.accounts.pending:
                 await message.nak()
 
+    async def _write_at_last(self) -> None:
+        """Tries until there is room. Until then nothing is acknowledged, so the queue fills up."""
+        while True:
+            try:
+                await self.write()
+            except RunError as error:
+                if not self.trouble:
+                    log.error("trying again", reason=str(error))
+                self.trouble = str(error)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                self.trouble = ""
+                return
+
     def _finish(self, sequences: Iterable[int]) -> None:
         self._finished.extend(sequences)
         self._is_settled = False
@@ -90,7 +110,7 @@ class Settling(Generic[A]):
 
     async def _settle(self) -> None:
         sequences, self._finished = self._finished, []
-        await self.write()
+        await self._write_at_last()
         async with asyncio.TaskGroup() as group:
             for sequence in sequences:
                 group.create_task(self._held[sequence].ack())

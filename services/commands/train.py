@@ -16,7 +16,7 @@ from rich.text import Text
 
 from services.actor.environments import check_env
 from services.commands.config import EvalConfig
-from services.learner.accounts import CHECKPOINTS, COMPLETED
+from services.learner.accounts import CHECKPOINTS, COMPLETED, completed, load_accounts
 from services.learner.replay_counts import replay_counts
 from services.local.config import CONFIG_FILE, TrainConfig
 from services.local.connection import published_connection
@@ -51,6 +51,7 @@ from shared.telemetry import configure_logging
 
 PLAIN_LINE_SECONDS = 5.0
 TABLE_SECONDS = 0.5
+SILENT_SECONDS = 5.0  # services speak each second
 
 
 class _Console(Console):
@@ -119,10 +120,10 @@ def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
     console.print(f"summary:     {directory / SUMMARY_FILE}", soft_wrap=True)
 
 
-async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[str, Any]:
+async def _train(config: TrainConfig, console: Console, discarded_so_far: int | None) -> dict[str, Any]:
     """Runs it to its end and leaves a summary, also when a service fails for good."""
     stop = asyncio.Event()
-    queue, run, replay, board = None, None, None, StatusBoard()
+    queue, run, replay, discarded, board = None, None, None, None, StatusBoard()
 
     def interrupted() -> None:
         if run is not None and stop.is_set():
@@ -153,17 +154,26 @@ async def _train(config: TrainConfig, console: Console, discarded: int) -> dict[
                     try:
                         finished = await run.until_done(stop)
                     finally:
-                        discarded += board.total("inference", "discarded_steps")
                         replay = replay_counts(board.newest("replay"))
                         with contextlib.suppress(ConnectionFailed):
                             queue = await untrained_queue(bus, config.directory)
+                            if discarded_so_far is not None:
+                                discarded = discarded_so_far + board.total("inference", "discarded_steps")
     except SeedrlError as error:
         if run is not None:  # the services were started
             reason = f"failed: {error}"
             write_summary(config, queue=queue, replay=replay, discarded_steps=discarded, exit_reason=reason)
         raise
-    reason = str(board.newest("learner").get("exit_reason") if finished else "interrupted")
+    reason = _exit_reason(config, board) if finished else "interrupted"
     return write_summary(config, queue=queue, replay=replay, discarded_steps=discarded, exit_reason=reason)
+
+
+def _exit_reason(config: TrainConfig, board: StatusBoard) -> str:
+    """Why the learner ended; where NATS did not bring its last word, what its accounts say."""
+    if said := board.newest("learner").get("exit_reason"):
+        return str(said)
+    accounts = load_accounts(config.directory)
+    return completed(accounts, total_steps=config.total_steps, max_seconds=config.max_seconds) or "stopped"
 
 
 @contextlib.asynccontextmanager
@@ -205,13 +215,23 @@ async def _repeated(show: Callable[[], None], seconds: float) -> AsyncIterator[N
         show()
 
 
-def _statuses(run: LocalRun, board: StatusBoard) -> dict[str, dict[str, Any]]:
-    """By service, what each but the actors said last; empty where it has said nothing since its start."""
-    newest = {name: board.newest(name) for name in run.services if not name.startswith("actor")}
-    return {
-        name: status if status.get("seen", 0.0) > run.services[name].died_at else {}
-        for name, status in newest.items()
-    }
+def _statuses(run: LocalRun, board: StatusBoard, now: float) -> dict[str, dict[str, Any]]:
+    """By service, what each but the actors said last; empty where it has said nothing since its start.
+
+    Of one that runs and has fallen silent only for how long it has been, as `silent_seconds`.
+    """
+    statuses = {}
+    for name, service in run.services.items():
+        if name.startswith("actor"):
+            continue
+        status = board.newest(name)
+        seen = status.get("seen", 0.0)
+        if seen <= service.died_at:
+            status = {}
+        elif service.state == "running" and now - seen > SILENT_SECONDS:
+            status = {"silent_seconds": now - seen}
+        statuses[name] = status
+    return statuses
 
 
 def _absences(
@@ -230,14 +250,16 @@ def _absences(
 
 
 def _line(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> str:
-    statuses, now = _statuses(run, board), time.monotonic()
+    now = time.monotonic()
+    statuses = _statuses(run, board, now)
     trouble = [f"{name} {deaths}" for name, deaths in _absences(run, statuses, actors, now).items()]
     trouble += actors_in_trouble(connected_actors(statuses), actors.accounts, now)
     return progress_line(statuses, total_steps=run.config.total_steps, trouble=trouble)
 
 
 def _table(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Group:
-    statuses, now = _statuses(run, board), time.monotonic()
+    now = time.monotonic()
+    statuses = _statuses(run, board, now)
     absences, connected = _absences(run, statuses, actors, now), connected_actors(statuses)
     does = {name: doing(name, status) for name, status in statuses.items()}
     does |= {name: actor_doing(connected.get(name), actors.accounts[name], now) for name in actors.accounts}

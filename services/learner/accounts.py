@@ -121,6 +121,13 @@ class Accounts(MessageAccounts[Outcome]):
         self.lags.update({int(lag): int(count) for lag, count in raw["lags"]})
 
 
+def completed(accounts: Accounts, *, total_steps: int, max_seconds: float) -> str | None:
+    """Why a training with these accounts and limits has run to its end; None: it has not."""
+    if accounts.steps >= total_steps:
+        return STEPS_REACHED
+    return TIME_REACHED if 0 < max_seconds <= accounts.seconds else None
+
+
 def has_begun(run_dir: Path) -> bool:
     """Whether `run_dir` holds a journal or a checkpoint."""
     return (run_dir / ACCOUNTS_FILE).exists() or any((run_dir / CHECKPOINTS).glob("checkpoint-*"))

@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 from torch.utils.tensorboard import SummaryWriter
 
 from services.learner.episodes import Episode
+from shared.telemetry import get_logger
 
 DIRECTORY = "tensorboard"
+_RETRY_SECONDS = 60.0
+
+log = get_logger(__name__)
 
 
 class Curves:
@@ -17,14 +23,29 @@ class Curves:
     def __init__(self, run_dir: Path) -> None:
         self._directory = run_dir / DIRECTORY
         self._writer: SummaryWriter | None = None
+        self._again_at = 0.0
 
     def close(self) -> None:
         """Writes out what is buffered."""
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):
+                self._writer.close()
 
     def write(self, steps: int, values: Mapping[str, float | None], episodes: Sequence[Episode]) -> None:
-        """A point at `steps` for each of `values` that is a finite number, and for the `episodes`' means."""
+        """A point at `steps` for each of `values` that is a finite number, and for the `episodes`' means.
+
+        Where the disk does not take it, it is missing; that is logged.
+        """
+        if monotonic() < self._again_at:
+            return
+        try:
+            self._write(steps, values, episodes)
+        except OSError as error:
+            log.error("no curves", directory=str(self._directory), reason=error.strerror)
+            self._writer = None  # its thread has ended with the error
+            self._again_at = monotonic() + _RETRY_SECONDS  # each try makes a file
+
+    def _write(self, steps: int, values: Mapping[str, float | None], episodes: Sequence[Episode]) -> None:
         if self._writer is None:
             self._writer = SummaryWriter(str(self._directory))
         points = dict(values)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
-from services.learner.accounts import STEPS_REACHED, TIME_REACHED, has_begun, load_accounts
+from services.learner.accounts import completed, has_begun, load_accounts
 from services.learner.config import LearnerConfig
 from services.learner.feeding import Feeder
 from services.learner.housekeeping import Housekeeping
@@ -150,6 +150,7 @@ class Learner:
     def _parts(self, session: Session) -> Parts:
         config, bus, report = self._config, self._bus, self._report
         books = Bookkeeper(report.accounts, config.directory, self._writing)
+        report.journal_trouble = lambda: books.trouble
         feeder = self._feeder(session, books)
 
         async def snapshot() -> Snapshot:
@@ -245,10 +246,8 @@ class Learner:
 
     def _end_if_done(self) -> None:
         accounts, config = self._report.accounts, self._config
-        if accounts.steps >= config.total_steps:
-            self.end(STEPS_REACHED)
-        elif 0 < config.max_seconds <= accounts.seconds:
-            self.end(TIME_REACHED)
+        if reason := completed(accounts, total_steps=config.total_steps, max_seconds=config.max_seconds):
+            self.end(reason)
 
     async def _take_leave(self, parts: Parts) -> None:
         """Lets NATS and replay, side by side, take what was trained; who does not in time is left behind."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import torch
 
+from services.learner.accounts import load_accounts
 from services.learner.config import LearnerConfig
 from services.learner.learner import Learner
 from services.learner.metrics import LearnerMetrics
@@ -38,11 +39,12 @@ async def run(config: LearnerConfig, *, stop: asyncio.Event) -> None:
     torch.set_num_threads(config.torch_threads)
     check_network_name(config.network)
     check_run_dir(config)
-    report, progress, registry = (
-        Report(nats=without_credentials(config.nats_url), agent=config.agent),
-        Progress(),
-        new_registry(),
+    report = Report(
+        nats=without_credentials(config.nats_url),
+        agent=config.agent,
+        accounts=load_accounts(config.directory),  # before anybody asks: counters never fall
     )
+    progress, registry = Progress(), new_registry()
     registry.register(LearnerMetrics(report))
     me = f"{socket.gethostname()}-{os.getpid()}"
     async with (

@@ -52,8 +52,11 @@ def progress_line(statuses: Mapping[str, Status], *, total_steps: int, trouble: 
         figures = headline(learner, total_steps=total_steps), bottleneck(learner, figures=False)
         parts.append("  ".join(part for part in figures if part))
     parts += trouble
-    if not learner.get("updates"):
-        parts += [f"{name}: {doing(name, status)}" for name, status in statuses.items()]
+    parts += [
+        f"{name}: {doing(name, status)}"
+        for name, status in statuses.items()
+        if not learner.get("updates") or "silent_seconds" in status
+    ]
     return "; ".join(parts)
 
 
@@ -101,6 +104,8 @@ def doing(service: str, status: Status) -> str:
     """What a service does or waits for, in words; `status` is empty before it has said anything."""
     if not status:
         return "starting"
+    if silent := status.get("silent_seconds"):
+        return f"has said nothing for {silent:.0f} s"
     waiting = status.get("waiting") or []
     if waiting:
         return "waiting for " + ", ".join(waiting)

@@ -36,14 +36,15 @@ def write_summary(
     config: TrainConfig,
     *,
     queue: QueueState | None,
-    discarded_steps: int,
+    discarded_steps: int | None,
     exit_reason: str,
     replay: ReplayCounts | None = None,
 ) -> dict[str, Any]:
     """Writes summary.json and returns its content.
 
     queue: None when NATS did not say; what was published and is queued is then null. The seconds are those
-    of training, which the accounts count over all parts of a run; discarded_steps must be of all, too.
+    of training, which the accounts count over all parts of a run; discarded_steps must be of all, too, and
+    is None when inference did not say.
     replay: what an R2D2 run's replay said last; `trained` chunks are then those that it inserted.
     """
     accounts = load_accounts(config.directory)
@@ -83,10 +84,13 @@ def _of_r2d2(accounts: Accounts, replay: ReplayCounts | None) -> dict[str, Any]:
     }
 
 
-def discarded_before(config: TrainConfig) -> int:
-    """Steps discarded in the earlier parts of a resumed run. Raises RunError for a damaged summary."""
+def discarded_before(config: TrainConfig) -> int | None:
+    """Steps discarded in the earlier parts of a resumed run; None: not known. Raises RunError for a damaged
+    summary.
+    """
     path = config.directory / SUMMARY_FILE
     if not (config.resume and path.is_file()):
         return 0
     with reading(path):
-        return int(orjson.loads(path.read_bytes())["discarded_steps"])
+        discarded = orjson.loads(path.read_bytes())["discarded_steps"]
+        return None if discarded is None else int(discarded)

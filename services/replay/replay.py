@@ -115,6 +115,7 @@ class Replay:
         books = Bookkeeper(accounts, config.replay_dir, threads.journal, most=MESSAGES_IN_HAND)
         await books.write(durable=True)
         report.gate, report.accounts, report.held = gate, accounts, lambda: books.held
+        report.journal_trouble = lambda: books.trouble
         if snapshot is not None:
             report.restored = f"{shelf.table.size:,} sequences"
             log.info("restored", items=shelf.table.size, rolled_back=accounts.rolled_back)

@@ -17,6 +17,7 @@ class Report:
 
     nats: str  # where the server is
     is_connected: Callable[[], bool] = lambda: False  # to NATS
+    journal_trouble: Callable[[], str] = lambda: ""  # why it cannot be written
     awaited: list[str] = field(default_factory=list)  # before anything can be inserted
     gate: Gate | None = None  # once there is a spec
     accounts: Accounts = field(default_factory=Accounts)
@@ -36,7 +37,9 @@ class Report:
 
     def waiting(self) -> list[str]:
         """What must come before replay takes anything, in words; empty when it does."""
-        return [*([] if self.is_connected() else [f"NATS at {self.nats}"]), *self.awaited]
+        nats = [] if self.is_connected() else [f"NATS at {self.nats}"]
+        journal = [f"its journal ({trouble})"] if (trouble := self.journal_trouble()) else []
+        return [*nats, *self.awaited, *journal]
 
     def blocked(self) -> dict[str, tuple[bool, float]]:
         """By side: whether it waits now, and for how many seconds it did so far."""

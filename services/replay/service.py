@@ -6,6 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from services.replay.accounts import Accounts, load_accounts
 from services.replay.config import ReplayConfig
 from services.replay.metrics import ReplayMetrics, ReportMetrics
 from services.replay.replay import Replay
@@ -34,7 +35,11 @@ async def run(config: ReplayConfig, *, stop: asyncio.Event) -> None:
     """
     if config.agent != "r2d2":
         raise ConfigurationError(f"replay is for --agent r2d2, not {config.agent}")
-    report, progress, registry = Report(nats=without_credentials(config.nats_url)), Progress(), new_registry()
+    report = Report(
+        nats=without_credentials(config.nats_url),
+        accounts=load_accounts(config.replay_dir) or Accounts(),  # before anybody asks: counters never fall
+    )
+    progress, registry = Progress(), new_registry()
     registry.register(ReportMetrics(report))
     metrics = ReplayMetrics(registry)
     me = f"{socket.gethostname()}-{os.getpid()}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from services.learner.accounts import Accounts, load_accounts, summary
+from services.learner.accounts import Accounts, completed, load_accounts, summary
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import Outcome
 from shared.accounts import ACCOUNTS_FILE, write_accounts
@@ -170,6 +170,14 @@ def test_an_unacknowledged_message_leaves_the_counts_as_if_it_had_never_come() -
     assert (accounts.redelivered, accounts.trained, accounts.steps) == (1, 1, 5)
     accounts.resolve(still_queued=[4, 5])
     assert accounts.to_json() == before.to_json()
+
+
+def test_what_ended_a_training_can_be_told_from_its_accounts() -> None:
+    limits = {"total_steps": 100, "max_seconds": 30.0}
+    assert completed(Accounts(steps=100, seconds=40.0), **limits) == "total steps reached"  # type: ignore[arg-type]
+    assert completed(Accounts(steps=99, seconds=30.0), **limits) == "time limit reached"  # type: ignore[arg-type]
+    assert completed(Accounts(steps=99, seconds=29.0), **limits) is None  # type: ignore[arg-type]
+    assert completed(Accounts(steps=99, seconds=1e9), total_steps=100, max_seconds=0.0) is None
 
 
 def test_the_lag_quantiles_are_those_of_the_trained_messages() -> None:

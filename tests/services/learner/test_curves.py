@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from services.learner.curves import DIRECTORY, Curves
@@ -32,4 +33,20 @@ def test_what_was_written_can_be_read_while_the_run_goes_on(tmp_path: Path) -> N
     curves.write(100, {"loss/total": 2.0}, [])
     events = EventAccumulator(str(tmp_path / DIRECTORY)).Reload()
     assert [point.step for point in events.Scalars("loss/total")] == [100]
+    curves.close()
+
+
+def test_a_point_that_the_disk_does_not_take_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.learner.curves._RETRY_SECONDS", 0.0)
+    curves = Curves(tmp_path)
+    (tmp_path / DIRECTORY).write_text("in the way")
+    with capture_logs() as logs:
+        curves.write(100, {"loss/total": 2.0}, [])
+    assert [entry["event"] for entry in logs] == ["no curves"]
+    (tmp_path / DIRECTORY).unlink()
+    curves.write(200, {"loss/total": 1.0}, [])
+    events = EventAccumulator(str(tmp_path / DIRECTORY)).Reload()
+    assert [point.step for point in events.Scalars("loss/total")] == [200]
     curves.close()

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import services.learner.learner as learner_module
-from services.learner.accounts import load_accounts
+from services.learner.accounts import Accounts, load_accounts
 from services.learner.batches import staged
 from services.learner.rows import Slice
 from services.learner.training import VTraceTrainer
+from shared.accounts import write_accounts
 from shared.addresses import free_port
 from shared.bus.connection import Bus
 from shared.bus.control import collect_statuses, request_control
@@ -208,6 +209,26 @@ async def test_what_is_awaited_is_told_over_http_until_training_begins(nats: Nat
             async with http.get("/readyz") as answer:
                 assert answer.status == 200
             assert await says("/metrics", 'seedrl_learner_chunks_total{outcome="trained"} 2.0')
+
+
+async def test_counters_go_on_where_they_were_before_anything_is_restored(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    port = free_port()
+    write_accounts(tmp_path, Accounts(steps=77, updates=5).to_json())
+    async with (
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+        learning(learner_config(nats, tmp_path, http_port=port, resume=True)),
+    ):
+
+        async def answers() -> str:
+            try:
+                async with http.get("/metrics") as answer:
+                    return await answer.text()
+            except aiohttp.ClientConnectorError:
+                return ""
+
+        assert "seedrl_learner_steps_total 77.0\n" in await eventually(answers)
 
 
 async def test_a_server_that_is_away_is_waited_for(own_nats: OwnNats, tmp_path: Path) -> None:

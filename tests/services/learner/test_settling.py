@@ -168,3 +168,19 @@ async def test_closing_gives_back_what_was_not_counted(books: Bookkeeper, tmp_pa
     await books.close()
     assert (counted.naks, held.naks) == (0, 1)
     assert list(load_accounts(tmp_path).pending) == [1]
+
+
+async def test_a_journal_that_cannot_be_written_is_tried_again_and_nothing_acknowledged_meanwhile(
+    books: Bookkeeper, tmp_path: Path
+) -> None:
+    (tmp_path / "accounts.tmp").mkdir()  # in the way of what is written
+    message = FakeMessage(7)
+    hold(books, message)
+    books.count([Outcome(7, None, steps=3)], updates=1)
+    async with running(books):
+        await eventually(lambda: "cannot write the accounts" in books.trouble)
+        assert (message.acks, books.held) == (0, 1)
+        (tmp_path / "accounts.tmp").rmdir()
+        await books.settled()
+    assert (message.acks, books.held, books.trouble) == (1, 0, "")
+    assert load_accounts(tmp_path).trained == 1

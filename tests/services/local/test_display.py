@@ -120,3 +120,14 @@ def test_before_it_trains_a_run_says_what_everybody_waits_for_and_how_far_it_is(
 def test_while_it_trains_a_run_says_how_fast_and_what_the_trouble_is() -> None:
     learner = {"steps": 1200, "updates": 4, "bottleneck": "paused: inference withholds all"}
     assert line(learner, "actor-1 died once").endswith("  bottleneck: paused; actor-1 died once")
+
+
+def test_a_service_that_has_fallen_silent_is_named_instead_of_its_old_figures() -> None:
+    assert line({"silent_seconds": 12.3}).endswith("; learner: has said nothing for 12 s")
+    statuses: dict[str, Status] = {
+        "inference": {"silent_seconds": 7.0},
+        "learner": {"steps": 9, "updates": 1},
+    }
+    said = progress_line(statuses, total_steps=9000, trouble=())
+    assert said.startswith("steps 9/9,000  ")
+    assert said.endswith("; inference: has said nothing for 7 s")

@@ -88,7 +88,14 @@ def test_discarded_steps_of_earlier_parts_count_in_a_resumed_run_only(tmp_path: 
     assert discarded_before(config(tmp_path)) == 0
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"discarded_steps": null}'])
+def test_discarded_steps_that_nobody_told_of_stay_unknown(tmp_path: Path) -> None:
+    resumed = config(tmp_path, resume=True)
+    written = write_summary(resumed, queue=None, discarded_steps=None, exit_reason="interrupted")
+    assert written["discarded_steps"] is None
+    assert discarded_before(resumed) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"discarded_steps": "many"}'])
 def test_a_damaged_summary_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(content)
     with pytest.raises(RunError, match=r"summary\.json is damaged: "):

@@ -8,6 +8,8 @@ import aiohttp
 import numpy as np
 import pytest
 
+from services.replay.accounts import Accounts
+from shared.accounts import write_accounts
 from shared.addresses import free_port
 from shared.bus.control import request_control
 from shared.bus.replay import ReplayClient
@@ -251,6 +253,25 @@ async def test_settings_that_are_not_the_runs_are_refused(nats: NatsRun, tmp_pat
             async with replaying(replay_config(nats, tmp_path, **settings), fails=True) as replay:
                 with pytest.raises(ConfigurationError, match=words):
                     await replay.ended()
+
+
+async def test_counters_go_on_where_they_were_before_anything_is_restored(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    config = replay_config(nats, tmp_path, http_port=free_port())
+    (tmp_path / "replay").mkdir()
+    write_accounts(tmp_path / "replay", Accounts(steps=77).to_json())
+    async with replaying(config) as replay:
+
+        async def answers() -> object:
+            try:
+                return await _metrics(config.http_port)
+            except aiohttp.ClientError:
+                return None
+
+        metrics = await eventually(answers)
+        assert metrics["seedrl_replay_steps_total"] == 77
+        await replay.stopped()
 
 
 async def test_it_says_what_it_awaits_and_can_be_stopped_before_anything_comes(
