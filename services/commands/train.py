@@ -273,5 +273,8 @@ def _table(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Group:
         for name, service in run.services.items()
     ]
     learner = statuses["learner"]
-    title = headline(learner, total_steps=run.config.total_steps)
+    silent = learner.get("silent_seconds")
+    title = headline(board.newest("learner") if silent else learner, total_steps=run.config.total_steps)
+    if silent:
+        title += f"  ({silent:.0f} s ago)"
     return Group(services_table(rows, title=title), Text(bottleneck(learner, figures=True)))
