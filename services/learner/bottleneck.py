@@ -54,7 +54,8 @@ def bottleneck(
     if sampled and held > training["input"]:
         limiter = sampled[0].get("limiter")
         return f"replay: it takes no more until more is sampled; limiter: {limiter} ({said})"
-    if held > max(training["input"], working):
+    has_time = training["input"] > training["work"]
+    if held > max(training["input"], working) and not has_time:
         return f"learner: inference is held back, since the queue is full ({said})"
     if held > fullest["input"]:
         return f"NATS, or the way to it: chunks wait to be kept although the learner has time ({said})"
