@@ -3,9 +3,12 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
 from time import monotonic
+from types import TracebackType
 from typing import NamedTuple
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -24,7 +27,8 @@ class Shares(NamedTuple):
 class Activity(Collector):
     """Totals since the start, for Prometheus, and shares of the last seconds, for /status.
 
-    `work` and `output` say the seconds so far; what is left of the time is `input`.
+    `work` and `output` say the seconds so far, with those of what is going on: it may last, or be stopped.
+    What is left of the time is `input`.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class Activity(Collector):
         self._samples = deque([Shares(0.0, 0.0, 0.0)])
 
     def totals(self) -> Shares:
-        """Seconds since the start. None of them ever falls, so input may lag by the work that is going on."""
+        """Seconds since the start. None of them ever falls, not even where work is told too late."""
         elapsed = self._clock() - self._start
         work, output = self._work(), self._output()
         self._input = max(self._input, elapsed - work - output)
@@ -68,6 +72,52 @@ class Activity(Collector):
         for name, seconds in self.totals()._asdict().items():
             family.add_metric([name], seconds)
         yield family
+
+
+class Spent:
+    """Seconds that one or several at a time are within it, as a context manager, in any thread.
+
+    What is going on counts while it does, and the sum never falls.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._within = 0
+        self._seconds, self._since = 0.0, clock()
+
+    def __enter__(self) -> None:
+        self._change(1)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._change(-1)
+
+    def seconds(self) -> float:
+        """The sum so far."""
+        with self._lock:
+            return self._seconds + self._within * (self._clock() - self._since)
+
+    def _change(self, within: int) -> None:
+        with self._lock:
+            now = self._clock()
+            self._seconds += self._within * (now - self._since)
+            self._since = now
+            self._within += within
+
+
+class SpentCounter(Spent, Collector):
+    """The same as a counter for Prometheus, which so grows while somebody waits, not afterwards."""
+
+    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._name, self._text = name, text
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """The sum so far."""
+        yield CounterMetricFamily(self._name, self._text, value=self.seconds())
 
 
 class HeldShare:

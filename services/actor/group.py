@@ -187,13 +187,13 @@ class Group:
         sequence = 0
         settles_at = time.perf_counter() + SETTLED_SECONDS
         while True:
-            sent = time.perf_counter()
-            if sent >= settles_at and sequence:
+            if time.perf_counter() >= settles_at and sequence:
                 self._settled()
                 settles_at = math.inf
-            await stream.send(messages.step(sequence, transition))
-            self._metrics.sending_seconds += time.perf_counter() - sent
-            response = await stream.receive()
+            with self._metrics.action_wait:
+                with self._metrics.sending:
+                    await stream.send(messages.step(sequence, transition))
+                response = await stream.receive()
             if response is None:
                 return
             action = messages.actions(
@@ -202,18 +202,21 @@ class Group:
                 group_size=self._environments.size,
                 num_actions=self._environments.spec.num_actions,
             )
-            self._metrics.action_wait_seconds.inc(time.perf_counter() - sent)
             self.state.weights_version = response.actions.weights_version
             transition = await self._step(action)
             sequence += 1
 
     async def _step(self, action: NDArray[np.int64]) -> Transition:
-        timed = functools.partial(_timed, self._environments, action)
+        timed = functools.partial(self._timed, action)
         transition, seconds = await self._threads.run(timed, limit_seconds=self._config.step_timeout)
         self._metrics.step_seconds.observe(seconds)
-        self._metrics.stepping_seconds += seconds
         self._count(transition)
         return transition
+
+    def _timed(self, action: NDArray[np.int64]) -> tuple[Transition, float]:
+        began = time.perf_counter()
+        with self._metrics.stepping:
+            return self._environments.step(action), time.perf_counter() - began
 
     def _count(self, transition: Transition) -> None:
         self.state.steps += transition.steps
@@ -265,11 +268,6 @@ class Group:
                 self._log.error("inference rejected a step; trying again", reason=str(lost))
             else:
                 self._log.warning("no stream to inference; trying again", reason=str(lost))
-
-
-def _timed(environments: SteppedGroup, action: NDArray[np.int64]) -> tuple[Transition, float]:
-    began = time.perf_counter()
-    return environments.step(action), time.perf_counter() - began
 
 
 def _hello_words(ended: StreamEnded, *, speaks_tls: bool) -> str:

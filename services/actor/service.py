@@ -61,8 +61,8 @@ class _Actor:
         self._groups: list[Group] = []
         self.activity = Activity(
             "actor",
-            lambda: metrics.stepping_seconds / config.step_threads,
-            lambda: metrics.sending_seconds / config.groups,
+            lambda: metrics.stepping.seconds() / config.step_threads,
+            lambda: metrics.sending.seconds() / config.groups,
         )
         self.progress = Progress()
 

@@ -166,7 +166,6 @@ class Dispatcher:
         self._pool.give(staging)
         answers = future.result()
         self._metrics.inference.observe(answers.seconds)
-        self._metrics.model_seconds += answers.seconds
         places = _places(starting)
         for entry in batch.entries:
             waiting = self._waiting.pop(entry.key, None)

@@ -9,7 +9,7 @@ from services.inference.batcher import Batcher
 from services.inference.config import InferenceConfig
 from services.inference.dispatcher import Dispatcher
 from services.inference.metrics import InferenceMetrics
-from services.inference.model import Model
+from services.inference.model import Answers, Model, PackedBatch
 from services.inference.model_thread import ModelThread
 from services.inference.staging import StagingPool
 from shared.bus.weights import Weights
@@ -59,8 +59,13 @@ class Engine:
         device = resolve_device(config.device)
         in_place = device.type == "cpu" and spec.network.frame_stack > 1
         model, shapes = await thread.call(partial(_build, spec, config, device, in_place))
+
+        def run(batch: PackedBatch) -> Answers:
+            with metrics.model:
+                return model.run(batch)
+
         dispatcher = Dispatcher(
-            run=lambda batch: thread.call(partial(model.run, batch), is_quick=model.is_quick),
+            run=lambda batch: thread.call(partial(run, batch), is_quick=model.is_quick),
             pool=StagingPool(
                 spec.environment,
                 rows=config.max_batch_size,

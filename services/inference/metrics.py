@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.inference.refusal import REASONS
-from shared.activity import HeldShare
+from shared.activity import HeldShare, Spent, SpentCounter
 
 _ROLES = ("train", "eval")
 _BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -37,7 +37,7 @@ class InferenceMetrics:
             return Histogram(f"seedrl_inference_{name}", text, buckets=buckets, registry=registry)
 
         self.registry = registry
-        self.model_seconds = 0.0  # in batches
+        self.model = Spent()  # in batches
         self.held = HeldShare()  # of the streams, by chunks that cannot leave
         self.batches = Tally(counter("batches_total", "Batches that the network computed."))
         self.rows = Tally(counter("rows_total", "Environments' observations that the network computed."))
@@ -60,9 +60,10 @@ class InferenceMetrics:
             "Publishing a chunk message again, the queue being full or NATS away.",
             "reason",
         )
-        self.withheld = counter(
-            "withheld_seconds_total",
+        self.withheld = SpentCounter(
+            "seedrl_inference_withheld_seconds_total",
             "Time for which groups had to wait for their chunks to leave.",
+            registry,
         )
         self.discarded_steps = Tally(
             counter("discarded_steps_total", "Environment steps in chunks that will not be published.")

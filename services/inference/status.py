@@ -57,7 +57,7 @@ class Report:
         self._metrics = metrics
         self._pause = pause
         self._speed = Rate()
-        self._activity = Activity("inference", lambda: metrics.model_seconds, metrics.held.seconds)
+        self._activity = Activity("inference", metrics.model.seconds, metrics.held.seconds)
         metrics.registry.register(self._activity)
 
     def sample(self) -> None:

@@ -94,14 +94,14 @@ class Stream:
         return self._publishing if self._publisher.is_full else before
 
     async def _withheld_until(self, awaited: "asyncio.Task[None]") -> None:
-        started = self.withheld_since = monotonic()
+        self.withheld_since = monotonic()
         self._metrics.held.change(held=1)
         try:
-            await asyncio.wait([awaited])
+            with self._metrics.withheld:
+                await asyncio.wait([awaited])
         finally:
             self.withheld_since = None
             self._metrics.held.change(held=-1)
-            self._metrics.withheld.inc(monotonic() - started)
 
 
 class Streams:

@@ -5,6 +5,7 @@ itself, whoever waits for its output to be taken points behind itself.
 """
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 Status = Mapping[str, Any]
@@ -35,11 +36,13 @@ def bottleneck(
     awaited = set.intersection(*(set(each.get("waiting", ())) for each in inferences)) - {QUEUE_ROOM}
     if awaited:
         return f"inference waits for {', '.join(sorted(awaited))}"
-    named = [("learner", _shares(learner)), *(("inference", _shares(each)) for each in inferences)]
-    said = _figures(named, processor)
-    training = _shares(learner)
-    held = max(_shares(each)["output"] for each in inferences)
-    working = max(_shares(each)["work"] for each in inferences)
+    sampled = [replay for replay in replays or () if not replay.get("waiting")]
+    if replays and not sampled:  # which the learner and inference only notice by what does not come or go
+        return f"replay waits for {', '.join(replays[0]['waiting'])}"
+    acting = [_shares(each) for each in inferences]
+    said = _figures([("learner", _shares(learner)), *(("inference", each) for each in acting)], processor)
+    training, fullest = _shares(learner), max(acting, key=itemgetter("output"))
+    held, working = fullest["output"], max(each["work"] for each in acting)
     if training["work"] >= _BUSY:
         return f"learner: it works all the time, and what comes waits for it ({said})"
     if training["output"] > max(training["work"], training["input"]):
@@ -48,11 +51,14 @@ def bottleneck(
         return f"processor: all cores of the learner's machine are busy ({said})"
     if working >= _BUSY:
         return f"inference: the model works all the time ({said})"
-    if replays and held > training["input"]:
-        limiter = replays[0].get("limiter")
+    if sampled and held > training["input"]:
+        limiter = sampled[0].get("limiter")
         return f"replay: it takes no more until more is sampled; limiter: {limiter} ({said})"
-    if held > max(training["input"], working):
+    has_time = training["input"] > training["work"]
+    if held > max(training["input"], working) and not has_time:
         return f"learner: inference is held back, since the queue is full ({said})"
+    if held > fullest["input"]:
+        return f"NATS, or the way to it: chunks wait to be kept although the learner has time ({said})"
     return f"actors: inference waits for their observations; more actors would help ({said})"
 
 

@@ -156,10 +156,14 @@ class Learner:
         async def snapshot() -> Snapshot:
             return await in_thread(session.snapshot, self._training)
 
+        def published(version: int) -> None:
+            report.weights_version = version
+
         publisher = WeightsPublisher(
             bus,
             snapshot,
             journaled=books.journaled,
+            on_version=published,
             network_hash=session.spec.network_hash,
             interval_seconds=config.publish_seconds,
         )
@@ -218,7 +222,8 @@ class Learner:
         await housekeeping.close()
 
     async def _train(self, parts: Parts) -> None:
-        report, waiting_since = self._report, time.monotonic()
+        report = self._report
+        waiting_since = report.waiting_since = time.monotonic()
         self._end_if_done()
         while report.exit_reason is None:
             self._progress.beat("training")
@@ -230,19 +235,19 @@ class Learner:
                 self._end_if_done()
                 continue
             report.awaited, report.starved_seconds = [], 0.0
-            report.waiting_seconds += started - waiting_since
+            report.waited(until=started)
             update = partial(parts.session.train, prepared.batch, steps=report.accounts.steps)
             report.training_since = started
             report.update = await in_thread(update, self._training)
             waiting_since = time.monotonic()
             report.training_since = None
             report.training_seconds += waiting_since - started
-            report.weights_version = parts.publisher.version
             parts.feeder.count(prepared, updates=parts.session.trainer.updates)
             parts.publisher.offer()
             report.counting_seconds += time.monotonic() - waiting_since
-            waiting_since = time.monotonic()
+            waiting_since = report.waiting_since = time.monotonic()
             self._end_if_done()
+        report.waited(until=time.monotonic())
 
     def _end_if_done(self) -> None:
         accounts, config = self._report.accounts, self._config
@@ -265,7 +270,6 @@ class Learner:
             await parts.publisher.published(parts.session.trainer.updates)
 
         await self._in_time(settle(), "NATS did not take the last acknowledgements and weights in time")
-        self._report.weights_version = parts.publisher.version
 
     async def _leave_replay(self, parts: Parts) -> None:
         """The last priorities, then the snapshot that goes with the last checkpoint."""

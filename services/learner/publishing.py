@@ -37,14 +37,17 @@ class WeightsPublisher:
         snapshot: Callable[[], Awaitable[Snapshot]],
         *,
         journaled: Callable[[int], Awaitable[None]],
+        on_version: Callable[[int], None],
         network_hash: str,
         interval_seconds: float,
     ) -> None:
+        """`on_version` hears of each publication's version."""
         self.version = 0  # of the newest publication
         self.update = -1  # of the newest publication
         self._bus = bus
         self._snapshot = snapshot
         self._journaled = journaled
+        self._on_version = on_version
         self._network_hash = network_hash
         self._interval = interval_seconds
         self._is_publishing = False
@@ -103,6 +106,7 @@ class WeightsPublisher:
             self.version, took = await self._bus.persistently(publish)
         finally:
             self._is_publishing = False
+        self._on_version(self.version)
         async with self._published:
             self.update = snapshot.update
             self._published.notify_all()

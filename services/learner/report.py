@@ -57,7 +57,8 @@ class Report:
     exit_reason: str | None = None
     training_seconds: float = 0.0  # of finished updates
     training_since: float | None = None  # monotonic, of the update that is going on
-    waiting_seconds: float = 0.0  # for batches
+    waiting_seconds: float = 0.0  # for batches that came
+    waiting_since: float | None = None  # monotonic, for the one that is to come
     counting_seconds: float = 0.0  # until what was trained may be counted and published
     board: StatusBoard = field(default_factory=StatusBoard)  # what the other services say
     processor: Processor = field(default_factory=Processor)
@@ -67,17 +68,21 @@ class Report:
         self.activity = Activity("learner", self._working_seconds, lambda: self.counting_seconds)
 
     def _working_seconds(self) -> float:
-        since = self.training_since
-        return self.training_seconds + (time.monotonic() - since if since is not None else 0.0)
+        return self.training_seconds + _going_on(self.training_since, time.monotonic())
+
+    def waited(self, *, until: float) -> None:
+        """The wait for a batch that was going on has ended, at `until` (monotonic)."""
+        self.waiting_seconds += _going_on(self.waiting_since, until)
+        self.waiting_since = None
 
     def sample(self, now: float) -> None:
         """Takes the totals of `now` (monotonic) for the speeds."""
         accounts = self.accounts
+        training = self.training_seconds + _going_on(self.training_since, now)
+        waiting = self.waiting_seconds + _going_on(self.waiting_since, now)
         self.activity.sample()
         self.processor.sample()
-        self.rates.add(
-            Sample(now, accounts.steps, accounts.updates, self.training_seconds, self.waiting_seconds)
-        )
+        self.rates.add(Sample(now, accounts.steps, accounts.updates, training, waiting))
 
     def waiting(self) -> list[str]:
         """What must come before training begins, in words; empty when it has begun."""
@@ -134,3 +139,8 @@ class Report:
         }
         known = update._asdict() if update is not None else {}
         return points | {curve: known[field] for curve, field in _CURVES.items() if field in known}
+
+
+def _going_on(since: float | None, now: float) -> float:
+    """For how long, in seconds; 0 for what does not go on."""
+    return 0.0 if since is None else max(0.0, now - since)

@@ -1,6 +1,9 @@
-import pytest
+import threading
 
-from shared.activity import Activity, HeldShare, Processor
+import pytest
+from prometheus_client import CollectorRegistry
+
+from shared.activity import Activity, HeldShare, Processor, Spent, SpentCounter
 
 
 class Clock:
@@ -40,6 +43,75 @@ def test_counters_never_fall_when_long_work_ends() -> None:
         "input": 5.0,
         "output": 0.0,
     }
+
+
+def test_what_goes_on_counts_while_it_does_and_for_each_that_is_at_it() -> None:
+    clock = Clock()
+    spent = Spent(clock)
+    clock.now += 5.0
+    with spent:
+        clock.now += 1.0
+        assert spent.seconds() == 1.0
+        with spent:
+            clock.now += 2.0
+            assert spent.seconds() == 5.0
+        clock.now += 1.0
+    clock.now += 7.0
+    assert spent.seconds() == 6.0
+    with pytest.raises(ZeroDivisionError), spent:
+        _ = 1 // 0
+    clock.now += 1.0
+    assert spent.seconds() == 6.0
+
+
+def test_a_freeze_in_a_long_work_is_work_then_and_afterwards() -> None:
+    clock = Clock()
+    spent = Spent(clock)
+    activity = Activity("x", spent.seconds, clock=clock)
+    with spent:
+        clock.now += 20.0
+        activity.sample()
+        assert activity.shares() == {"work": 1.0, "input": 0.0, "output": 0.0}
+    for _ in range(20):
+        clock.now += 1.0
+        activity.sample()
+    assert activity.shares() == {"work": 0.0, "input": 1.0, "output": 0.0}
+    assert activity.totals() == (20.0, 20.0, 0.0)
+
+
+def test_what_several_threads_spend_never_falls() -> None:
+    spent, go_on = Spent(), threading.Event()
+
+    def work() -> None:
+        while not go_on.is_set():
+            with spent:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    seen = [spent.seconds() for _ in range(5000)]
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert seen == sorted(seen)
+    assert spent.seconds() == spent.seconds(), "nobody is within it any more"
+
+
+def test_its_counter_says_the_same() -> None:
+    registry = CollectorRegistry()
+    counter = SpentCounter("seedrl_x_wait_seconds_total", "Waits.", registry)
+
+    def said() -> float:
+        value = registry.get_sample_value("seedrl_x_wait_seconds_total")
+        assert value is not None
+        return value
+
+    assert said() == 0.0
+    with counter:
+        first = said()
+        assert 0.0 < first < said()
+    assert said() == counter.seconds() > first
 
 
 def test_being_held_back_is_averaged_over_all() -> None:

@@ -513,11 +513,25 @@ async def test_metrics_and_status_say_what_happened(inference: ScriptedInference
         assert await metric(free_port, "groups") == 2
         assert await metric(free_port, "groups_connected") == 2
         assert await metric(free_port, "step_seconds_count") == rows / 3
-        assert await metric(free_port, "action_wait_seconds_total") > 0
+        waited = await metric(free_port, "action_wait_seconds_total")
+        assert 0 < waited < await metric(free_port, "action_wait_seconds_total"), "it goes on"
         assert (await get(free_port, "/healthz"))[0] == 200
         status = (await get(free_port, "/status"))[1]
         assert f'"steps":{int(steps)}' in status.replace(" ", "")
         inference.let_go.set()
+
+
+async def test_a_step_is_work_while_it_lasts(free_port: int) -> None:
+    kwargs, work = {"seconds": 1.0}, 'activity_seconds_total{activity="work"}'
+    options = {"env_kwargs": kwargs, "group_size": 3, "http_port": free_port}
+    async with scripted_inference() as inference, acting(inference, SLOW, **options):
+        await eventually(lambda: bool(inference.streams and inference.streams[0].steps))
+        await eventually(lambda: _has_worked(free_port, work))
+        assert await metric(free_port, "step_seconds_count") == 0
+
+
+async def _has_worked(port: int, work: str) -> bool:
+    return await metric(port, work) > 0.5
 
 
 async def _is_quiet(inference: ScriptedInference) -> bool:

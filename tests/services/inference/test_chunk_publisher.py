@@ -73,6 +73,7 @@ async def test_a_full_queue_holds_actions_back_and_loses_nothing(nats: NatsRun) 
         await asyncio.wait([heard], timeout=2.3)
         assert not heard.done(), "waiting for room is not the actor's delay"
         assert (await service.status())["waiting"] == ["room in the work queue"]
+        assert await service.metric("withheld_seconds_total") > 2.0, "not only afterwards"
         chunks = await learner.check_chunks(5, actor.group)
         await asyncio.wait_for(heard, 5)
         assert [chunk.header.number for chunk in chunks] == [0, 1, 2, 3, 4]

@@ -1,3 +1,4 @@
+import asyncio
 import itertools
 import threading
 from typing import Any
@@ -17,6 +18,33 @@ from tests.support.counting import CountingNetwork
 from tests.support.counting_group import counting_spec
 
 SPEC = counting_spec()
+
+
+async def test_a_batch_is_work_while_the_model_is_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    forward = CountingNetwork.forward
+
+    def held(*arguments: Any) -> Any:
+        began.set()
+        assert go_on.wait(20)
+        return forward(*arguments)
+
+    async with ModelThread(beat=lambda: None) as thread:
+        metrics = InferenceMetrics(new_registry())
+        engine = await Engine.built(SPEC, InferenceConfig(device="cpu"), thread=thread, metrics=metrics)
+        data = weights_to_bytes(build_network(SPEC).state_dict())
+        await engine.load(Weights(version=1, update=9, network_hash=SPEC.network_hash, data=data))
+        monkeypatch.setattr(CountingNetwork, "forward", held)
+        asker = Asker(0, 2)
+        answer = engine.dispatcher.ask(asker, asker.step())
+        try:
+            assert await asyncio.to_thread(began.wait, 20)
+            first = metrics.model.seconds()
+            assert 0.0 < first < metrics.model.seconds()
+        finally:
+            go_on.set()
+        await answer
+        assert metrics.model.seconds() == metrics.model.seconds() > first
 
 
 async def test_a_quick_policy_goes_on_where_it_is_asked_and_gets_new_weights_there(

@@ -20,6 +20,7 @@ class Source:
         self.journaled = asyncio.Event()
         self.journaled.set()
         self.snapshots = 0
+        self.versions: list[int] = []  # that were said to be published
 
     async def snapshot(self) -> Snapshot:
         self.snapshots += 1
@@ -32,7 +33,12 @@ class Source:
 @asynccontextmanager
 async def publishing(bus: Bus, source: Source, interval: float = 0.0) -> AsyncIterator[WeightsPublisher]:
     publisher = WeightsPublisher(
-        bus, source.snapshot, journaled=source.is_journaled, network_hash="h", interval_seconds=interval
+        bus,
+        source.snapshot,
+        journaled=source.is_journaled,
+        on_version=source.versions.append,
+        network_hash="h",
+        interval_seconds=interval,
     )
     async with asyncio.timeout(20), beside(publisher.run()):
         yield publisher
@@ -54,6 +60,7 @@ async def test_the_newest_weights_arrive_and_versions_grow(nats: NatsRun) -> Non
         assert weights is not None
         assert (weights.data, weights.update, weights.version) == (b"weights 2", 2, versions[-1])
         assert versions == sorted(set(versions))
+        assert source.versions[-1] == weights.version
 
 
 async def test_updates_during_a_publication_are_published_as_one(nats: NatsRun) -> None:

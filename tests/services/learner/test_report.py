@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.learner.metrics import LearnerMetrics
@@ -78,6 +79,22 @@ def test_an_update_is_work_while_it_goes_on() -> None:
     report.training_seconds, report.training_since = 50.0, None
     report.sample(2.0)
     assert report.activity.totals().work == 50.0
+
+
+def test_a_wait_for_a_batch_counts_while_it_goes_on_and_only_once() -> None:
+    report = make_report()
+    report.waiting_since = 100.0
+    report.sample(100.0)
+    for now in range(101, 121):
+        report.sample(now)
+        assert report.status()["waiting_share"] == report.curves()["speed/waiting_share"] == 1.0
+    report.waited(until=120.0)
+    report.training_since = 120.0
+    for now in range(121, 141):
+        report.sample(now)
+    assert report.status()["waiting_share"] == pytest.approx(10 / 30)  # of the last half minute
+    assert report.status()["training_share"] == pytest.approx(20 / 30)
+    assert report.waiting_seconds == 20.0
 
 
 def test_speeds_come_from_the_samples() -> None:

@@ -60,6 +60,25 @@ async def test_initial_weights_and_a_checkpoint_come_before_the_first_trajectory
                 assert tensor.equal(checkpoint.weights[name])
 
 
+async def test_a_learner_that_starves_says_so_in_its_share_and_which_weights_it_published(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    port = free_port()
+    async with nats.bus() as bus, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http:
+        await Queue.created(bus)
+        async with learning(learner_config(nats, tmp_path, http_port=port)) as learner:
+            weights = await eventually(lambda: WeightsReader(bus).newer_than(0))
+
+            async def says() -> bool:
+                async with http.get("/status") as answer:
+                    status = await answer.json()
+                is_known = status["weights_version"] == weights.version
+                return is_known and status["waiting_share"] > 0.9
+
+            await eventually(says, what="the wait and the version")
+            await learner.stopped()
+
+
 async def test_training_ends_with_its_steps_and_leaves_weights_checkpoint_and_reason(
     nats: NatsRun, tmp_path: Path
 ) -> None:
