@@ -1,6 +1,7 @@
 """Publishes weights, newest first: what became old while a publication ran is never sent."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -24,8 +25,9 @@ class Snapshot(NamedTuple):
 class WeightsPublisher:
     """Publishes a snapshot whenever one is offered since the last, but not all the time.
 
-    Between two publications lie at least `interval_seconds`, and nine times what the last one took: what
-    weights cost, here, in NATS and in inference, grows with their size, what a late update costs does not.
+    Between two publications lie at least `interval_seconds`, and nine times what the quicker of the last two
+    took: what weights cost, here, in NATS and in inference, grows with their size, what a late update costs
+    does not. One that took long once, as where the machine stood still, says nothing of that.
 
     A snapshot is published once the journal knows of its update (`journaled`): so the update count that
     chunks bring back is never ahead of the count that a restart begins with.
@@ -61,14 +63,16 @@ class WeightsPublisher:
 
     async def run(self) -> None:
         """Publishes whatever is offered, for ever."""
+        before = math.inf
         while True:
             await self._wanted.wait()
             self._wanted.clear()
             took = await self._publish()
             with suppress(TimeoutError):
-                pause = min(_PAUSES * took, _LONGEST_PAUSE_SECONDS)
+                pause = min(_PAUSES * min(took, before), _LONGEST_PAUSE_SECONDS)
                 async with asyncio.timeout(max(self._interval - took, pause)):
                     await self._hurry.wait()
+            before = took
 
     async def keep(self) -> None:
         """Publishes again, for ever, when NATS lost the newest weights with its store.

@@ -128,6 +128,23 @@ async def test_after_a_servers_absence_weights_follow_at_once(own_nats: OwnNats)
             assert clock() - back < min(4.0, 4.5 * (back - killed))  # not nine times the absence, at most 5 s
 
 
+async def test_one_publication_that_took_long_holds_back_nothing(own_nats: OwnNats) -> None:
+    async with own_nats.bus() as bus:
+        source, clock = Source(), asyncio.get_running_loop().time
+        async with publishing(bus, source) as publisher:
+            await publisher_reaches(publisher, source, 0)
+            own_nats.freeze()
+            source.update = 1
+            publisher.offer()
+            await eventually(lambda: source.snapshots == 2)
+            await asyncio.sleep(1.0)
+            own_nats.thaw()
+            await eventually(lambda: publisher.update == 1)
+            back = clock()
+            await publisher_reaches(publisher, source, 2)
+            assert clock() - back < 2.5  # not nine times as long, at most 5 s
+
+
 async def publisher_reaches(publisher: WeightsPublisher, source: Source, update: int) -> None:
     """Offers `update` and waits until it is published, in its own time."""
     source.update = update
