@@ -36,10 +36,10 @@ def curve(run_dir: Path) -> Points:
 
 
 def frames_per_step(run_dir: Path) -> int:
-    """Emulator frames per environment step of a run; 1 where its configuration does not say."""
+    """Emulator frames per environment step of a run; 1 where its configuration says no number."""
     with contextlib.suppress(OSError):
         values = yaml.safe_load((run_dir / CONFIG_FILE).read_text())
-        return frame_skip(values["env"], values["env_kwargs"])
+        return frame_skip(values["env"], values["env_kwargs"]) or 1
     return 1
 
 

@@ -198,7 +198,7 @@ class Probe:
         stepping = sum(actor["seedrl_actor_step_seconds_sum", ""] for actor in actors)
         return Reading(
             seconds=time.monotonic(),
-            steps=self._steps(learner),
+            steps=steps_trained(self._training, learner, actors),
             busy={
                 "actor": stepping / (len(actors) * self._training.step_threads),
                 "inference": inference["seedrl_inference_batch_seconds_sum", ""],
@@ -206,19 +206,6 @@ class Probe:
             },
             cpu=self._cpu(),
         )
-
-    def _steps(self, learner: Samples) -> float:
-        """Environment steps trained; for R2D2 those that the trained sequences stand for."""
-        if self._training.agent == "r2d2":
-            sequences = learner["seedrl_learner_sequences_total", ""]
-            return sequences * self._training.sequence_length / self._training.replay_ratio
-        refused = sum(
-            value
-            for (name, outcome), value in learner.items()
-            if name == "seedrl_learner_chunks_total" and outcome.startswith("refused")
-        )
-        trained = learner["seedrl_learner_chunks_total", "trained"]
-        return learner["seedrl_learner_steps_total", ""] * trained / max(1.0, trained + refused)
 
     def _cpu(self) -> dict[str, float]:
         replay = ("replay",) if self._training.agent == "r2d2" else ()
@@ -242,6 +229,22 @@ class Probe:
 
     def _log(self, service: str) -> Path:
         return self._training.directory / "logs" / f"{service}.log"
+
+
+def steps_trained(training: TrainConfig, learner: Samples, actors: Sequence[Samples]) -> float:
+    """Environment steps trained, without reset steps; for R2D2 those that the trained sequences stand for."""
+    if training.agent == "r2d2":
+        steps = sum(actor["seedrl_actor_steps_total", ""] for actor in actors)
+        resets = sum(actor["seedrl_actor_reset_steps_total", ""] for actor in actors)
+        sequences = learner["seedrl_learner_sequences_total", ""] / training.replay_ratio
+        return sequences * training.sequence_length * steps / max(1.0, steps + resets)
+    refused = sum(
+        value
+        for (name, outcome), value in learner.items()
+        if name == "seedrl_learner_chunks_total" and outcome.startswith("refused")
+    )
+    trained = learner["seedrl_learner_chunks_total", "trained"]
+    return learner["seedrl_learner_steps_total", ""] * trained / max(1.0, trained + refused)
 
 
 def _address(log: Path) -> str | None:

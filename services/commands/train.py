@@ -183,9 +183,13 @@ async def _shown(
     """Shows a live table on a terminal, else a line now and then."""
     settings = shlex.quote(str(run.config.directory / CONFIG_FILE))
     join = f"seedrl actor {run.config.env} --preset {settings} --inference-url {run.inference_url}"
+    copies = "a copy of that file"
+    if run.config.tls_ca is not None:  # which no preset holds
+        join += f" --tls-ca {shlex.quote(str(run.config.tls_ca))}"
+        copies = "copies of both files"
     console.print(f"another actor: {join}", soft_wrap=True, highlight=False)
     if run.outer_inference_url:
-        elsewhere = f"with a copy of that file and --inference-url {run.outer_inference_url}"
+        elsewhere = f"with {copies} and --inference-url {run.outer_inference_url}"
         console.print(f"on another host: the same {elsewhere}", soft_wrap=True, highlight=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:

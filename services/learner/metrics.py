@@ -1,6 +1,8 @@
 """The learner's Prometheus metrics, read from its report whenever somebody asks."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -9,7 +11,7 @@ from prometheus_client.registry import Collector
 from services.learner.report import Report
 
 _PREFIX = "seedrl_learner"
-_LAG_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+_LAG_BUCKETS = (0, *(2**power for power in range(18)))  # R2D2's is in the thousands
 
 
 class LearnerMetrics(Collector):
@@ -69,13 +71,13 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _lag(lags: Mapping[int, int]) -> Metric:
-    buckets = [
-        (str(float(bound)), float(sum(count for lag, count in lags.items() if lag <= bound)))
-        for bound in _LAG_BUCKETS
-    ]
+    inside = [0] * (len(_LAG_BUCKETS) + 1)
+    for lag, count in lags.items():
+        inside[bisect_left(_LAG_BUCKETS, lag)] += count
+    bounds = (*(str(float(bound)) for bound in _LAG_BUCKETS), "+Inf")
     return HistogramMetricFamily(
         f"{_PREFIX}_policy_lag_updates",
         "Policy lag of all trained chunks.",
-        buckets=[*buckets, ("+Inf", float(sum(lags.values())))],
+        buckets=[(bound, float(below)) for bound, below in zip(bounds, accumulate(inside), strict=True)],
         sum_value=float(sum(lag * count for lag, count in lags.items())),
     )

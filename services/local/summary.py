@@ -18,11 +18,12 @@ SUMMARY_FILE = "summary.json"
 _ATARI_FRAME_SKIP = 4
 
 
-def frame_skip(env: str, env_kwargs: Mapping[str, Any]) -> int:
-    """Emulator frames per environment step, as far as it can be told from the environment's id."""
-    default = _ATARI_FRAME_SKIP if env.startswith("ALE/") else 1
-    skip = env_kwargs.get("frameskip", default)
-    return skip if isinstance(skip, int) else default
+def frame_skip(env: str, env_kwargs: Mapping[str, Any]) -> int | None:
+    """Emulator frames per environment step, 1 where the id is not Atari's; None where that is a range."""
+    if not env.startswith("ALE/"):
+        return 1
+    skip = env_kwargs.get("frameskip", _ATARI_FRAME_SKIP)
+    return skip if isinstance(skip, int) else None
 
 
 async def untrained_queue(bus: Bus, run_dir: Path) -> QueueState:
@@ -48,6 +49,7 @@ def write_summary(
     replay: what an R2D2 run's replay said last; `trained` chunks are then those that it inserted.
     """
     accounts = load_accounts(config.directory)
+    skip = frame_skip(config.env, config.env_kwargs)
     if replay is not None:
         accounts.mirror(replay)
     if queue is not None:  # NATS may have lost its store meanwhile
@@ -57,7 +59,7 @@ def write_summary(
         known["chunks"] |= {"published": None, "queued": None}
     content = {
         **known,
-        "frames": accounts.steps * frame_skip(config.env, config.env_kwargs),
+        "frames": accounts.steps * skip if skip is not None else None,
         "seconds": round(accounts.seconds, 3),
         "steps_per_second": round(accounts.steps / accounts.seconds, 1) if accounts.seconds else 0.0,
         "discarded_steps": discarded_steps,

@@ -32,6 +32,7 @@ def test_a_runs_curve_is_read_and_drawn_to_scale(tmp_path: Path) -> None:
     assert drawn[2] == (WIDTH - MARGIN, MARGIN)
 
 
+ATARI_AT_RANDOM = {"env": "ALE/Pong-v5", "env_kwargs": {"frameskip": [2, 5]}}
 ATARI_BY_TWO = {"env": "ALE/Pong-v5", "env_kwargs": {"frameskip": 2}}
 
 
@@ -42,6 +43,7 @@ ATARI_BY_TWO = {"env": "ALE/Pong-v5", "env_kwargs": {"frameskip": 2}}
         ([{"env": "ALE/Pong-v5"}], "environment steps (4 frames each)"),
         ([ATARI_BY_TWO, ATARI_BY_TWO], "environment steps (2 frames each)"),
         ([ATARI_BY_TWO, {"env": "ALE/Pong-v5"}], "environment steps"),
+        ([ATARI_AT_RANDOM], "environment steps"),
         ([{}], "environment steps"),  # it has no configuration
     ],
 )

@@ -3,8 +3,9 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,8 +21,10 @@ DASHBOARD = ROOT / "deploy/grafana/dashboards/seedrl.json"
 RULES = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"][0]["rules"]
 
 UP = '{job="learner", instance="l:8080"}'
+OTHERS = {'up{job="inference", instance="i:8080"}': "1x80", 'up{job="actor", instance="a:8080"}': "1x80"}
 # By alert: series with which it fires, and with which it does not (values as promtool has them, each 15 s).
 GROWS, STANDS = "0+10x80", "10+0x80"
+BURST = "0x30 20 40x50"  # much at once, and no more
 SERIES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "SeedrlNoProgress": (
         {'seedrl_learner_updates_total{instance="l"}': STANDS},
@@ -31,7 +34,7 @@ SERIES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'seedrl_inference_steps_total{role="train",job="inference"}': STANDS},
         {'seedrl_inference_steps_total{role="train",job="inference"}': GROWS},
     ),
-    "SeedrlServiceDown": ({f"up{UP}": "1x4 0x80"}, {f"up{UP}": "1x80"}),
+    "SeedrlServiceDown": ({f"up{UP}": "1x4 0x80", **OTHERS}, {f"up{UP}": "1x80", **OTHERS}),
     "SeedrlRestarts": (
         {f"process_start_time_seconds{UP}": "1x10 2x10 3x10 4x60"},
         {f"process_start_time_seconds{UP}": "1x40 2x40"},
@@ -43,8 +46,16 @@ SERIES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "SeedrlChunksRefused": (
         {'seedrl_learner_chunks_total{outcome="refused_lag"}': GROWS},
         {
-            'seedrl_learner_chunks_total{outcome="refused_lag"}': STANDS,
+            'seedrl_learner_chunks_total{outcome="refused_lag"}': BURST,
+            'seedrl_learner_chunks_total{outcome="refused_lost"}': GROWS,
             'seedrl_learner_chunks_total{outcome="trained"}': GROWS,
+        },
+    ),
+    "SeedrlChunksLost": (
+        {'seedrl_learner_chunks_total{outcome="refused_lost"}': BURST},
+        {
+            'seedrl_learner_chunks_total{outcome="refused_lost"}': STANDS,
+            'seedrl_learner_chunks_total{outcome="refused_lag"}': GROWS,
         },
     ),
     "SeedrlPolicyLag": (
@@ -59,7 +70,10 @@ SERIES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     ),
     "SeedrlRefusedInput": (
         {'seedrl_inference_refused_messages_total{reason="garbage"}': GROWS},
-        {'seedrl_inference_refused_messages_total{reason="garbage"}': STANDS},
+        {
+            'seedrl_inference_refused_messages_total{reason="timeout"}': BURST,
+            'seedrl_inference_refused_messages_total{reason="backlog"}': GROWS,
+        },
     ),
     "SeedrlRefusedConnections": (
         {'seedrl_inference_refused_connections_total{reason="token"}': GROWS},
@@ -71,7 +85,7 @@ SERIES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     ),
     "SeedrlEnvironmentsCrash": (
         {"seedrl_actor_environment_restarts_total": GROWS},
-        {"seedrl_actor_environment_restarts_total": STANDS},
+        {"seedrl_actor_environment_restarts_total": BURST},
     ),
     "SeedrlReplayRefusals": (
         {
@@ -102,40 +116,100 @@ def promtool_says(*words: str | Path) -> str:
 
 
 def test_what_is_shipped_is_valid() -> None:
-    assert "14 rules found" in promtool_says("check", "config", PROMETHEUS / "prometheus.yml")
+    assert "15 rules found" in promtool_says("check", "config", PROMETHEUS / "prometheus.yml")
     promtool_says("check", "rules", PROMETHEUS / "alerts.yml")
+
+
+def rules_hold(directory: Path, tests: Iterable[dict[str, Any]]) -> None:
+    """Asserts what promtool's `tests` say of the rules."""
+    file = directory / "tests.yml"
+    content = {
+        "rule_files": [str(PROMETHEUS / "alerts.yml")],
+        "evaluation_interval": "15s",
+        "tests": [{"interval": "15s", **test} for test in tests],
+    }
+    file.write_text(json.dumps(content))
+    promtool_says("test", "rules", file)
+
+
+def fired(alert: str, series: Mapping[str, str], *, minutes: int = 15, expected: bool) -> dict[str, Any]:
+    """A test that the alert fires after so many minutes, or, not `expected`, that it never did until then."""
+    firing = f'ALERTS{{alertname="{alert}",alertstate="firing"}}'
+    return {
+        "name": f"{alert} {expected}",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f"count({firing})" if expected else f"count_over_time({firing}[{minutes}m])",
+                "eval_time": f"{minutes}m",
+                "exp_samples": [{"value": 1}] if expected else [],
+            }
+        ],
+    }
 
 
 def test_every_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
     assert set(SERIES) == {rule["alert"] for rule in RULES}
-    tests = []
-    for alert, both in SERIES.items():
-        for series, fires in zip(both, (True, False), strict=True):
-            tests.append(
-                {
-                    "name": f"{alert} {fires}",
-                    "interval": "15s",
-                    "input_series": [{"series": name, "values": values} for name, values in series.items()],
-                    "promql_expr_test": [
-                        {
-                            "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})',
-                            "eval_time": "15m",
-                            "exp_samples": [{"value": 1}] if fires else [],
-                        }
-                    ],
-                }
-            )
-    file = tmp_path / "tests.yml"
-    file.write_text(
-        json.dumps(
-            {
-                "rule_files": [str(PROMETHEUS / "alerts.yml")],
-                "evaluation_interval": "15s",
-                "tests": tests,
-            }
-        )
+    rules_hold(
+        tmp_path,
+        (
+            fired(alert, series, expected=expected)
+            for alert, both in SERIES.items()
+            for series, expected in zip(both, (True, False), strict=True)
+        ),
     )
-    promtool_says("test", "rules", file)
+
+
+@pytest.mark.parametrize("alert", ["SeedrlChunksRefused", "SeedrlEnvironmentsCrash", "SeedrlRefusedInput"])
+def test_what_happens_now_and_then_raises_no_alert(alert: str, tmp_path: Path) -> None:
+    (name,) = SERIES[alert][0]
+    once, seldom, long_burst = "0x30 1x50", "0x9 1x10 2x10 3x10 4x10 5x30", "0x30 0+10x8 80x42"
+    rules_hold(
+        tmp_path, (fired(alert, {name: values}, expected=False) for values in (once, seldom, long_burst))
+    )
+
+
+def test_the_lag_that_r2d2_has_by_design_raises_no_alert(tmp_path: Path) -> None:
+    (old, _) = SERIES["SeedrlPolicyLag"]
+    of_r2d2 = {**old, 'seedrl_learner_sequences_total{instance="l"}': GROWS}
+    rules_hold(tmp_path, [fired("SeedrlPolicyLag", of_r2d2, expected=False)])
+
+
+SEQUENCES = {'seedrl_learner_sequences_total{instance="l"}': GROWS}
+REPLAY = {'up{job="replay", instance="r:8080"}': "1x80"}
+
+
+@pytest.mark.parametrize(
+    ("series", "missed"),
+    [
+        ({**OTHERS, f"up{UP}": "1x20 _x60"}, "learner"),
+        ({f"up{UP}": "1x80", 'up{job="inference", instance="i:8080"}': "1x20 _x60"}, "inference"),
+        ({f"up{UP}": "1x80", **OTHERS, **SEQUENCES}, "replay"),
+        ({f"up{UP}": "1x80", **OTHERS, **SEQUENCES, **REPLAY}, None),
+        ({f"up{UP}": "1x80", **OTHERS, 'up{job="actor", instance="b:8080"}': "1x20 _x60"}, None),
+    ],
+)
+def test_a_service_that_is_not_even_found_any_more_is_missed(
+    series: dict[str, str], missed: str | None, tmp_path: Path
+) -> None:
+    rules_hold(tmp_path, [fired("SeedrlServiceDown", series, expected=missed is not None)])
+    said = {
+        "exp_labels": {"severity": "critical", "job": missed},
+        "exp_annotations": {
+            "summary": "A service does not answer.",
+            "description": f"{missed} is gone: nothing has its name.",
+        },
+    }
+    asked = {"alertname": "SeedrlServiceDown", "eval_time": "15m", "exp_alerts": [said] if missed else []}
+    rules_hold(
+        tmp_path,
+        [
+            {
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "alert_rule_test": [asked],
+            }
+        ],
+    )
 
 
 def names_in(text: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shlex
 import socket
 import subprocess
 import time
@@ -319,6 +320,23 @@ def test_a_runs_secrets_show_nowhere_and_it_listens_on_this_machine_only(
     assert (directory / "nats/nats-server.conf").stat().st_mode & 0o077 == 0
     for text in shown:
         assert not any(secret in text for secret in secrets)
+
+
+def test_the_actor_that_a_run_with_tls_proposes_gets_to_it(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    tls = {"SEEDRL_TLS_CERT": str(certificates.cert), "SEEDRL_TLS_KEY": str(certificates.key)}
+    trusted = tmp_path / "whom to trust.pem"
+    trusted.write_bytes(certificates.ca.read_bytes())
+    words = ("CartPole-v1", "--preset", "cartpole", "--tls-ca", str(trusted), "--host", "0.0.0.0")
+    directory = tmp_path / "run"
+    with training(*words, directory=directory, cwd=tmp_path, **tls) as run:
+        said = shlex.split(run.until_said("another actor: seedrl actor").partition("seedrl actor ")[2])
+        assert "with copies of both files and --inference-url" in run.until_said("on another host: the same")
+        run.until_steps(1000)
+        with running("actor", *said, cwd=tmp_path) as actor:
+            actor.until(lambda: actor.get("readyz") != "", "stream to inference")
+        run.end()
 
 
 def _descendants(pid: int) -> list[int]:

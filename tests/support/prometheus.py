@@ -107,7 +107,7 @@ def running_prometheus(directory: Path) -> Iterator[Prometheus]:
         job["file_sd_configs"] = [{"files": [str(directory / f"{job['job_name']}.json")]}]
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
     rules = re.sub(r"^( +for: ).*$", r"\g<1>0s", (DEPLOYED / "alerts.yml").read_text(), flags=re.M)
-    (directory / "alerts.yml").write_text(re.sub(r"\[[15]m\]", "[20s]", rules))
+    (directory / "alerts.yml").write_text(re.sub(r"\[[125]m\]", "[20s]", rules))
     port = free_port()
     server = Prometheus(directory, port)
     server.watch({})

@@ -10,9 +10,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from services.bench.measuring import Reading, Window, measurement
+from services.bench.measuring import Reading, Window, measurement, steps_trained
 from services.bench.pipeline import bound
 from services.bench.stages import StageTurn, turn_alone
+from services.local.config import TrainConfig
 from shared.errors import RunError
 from tests.support.commands import command, environment, modules_that_shadow
 from tests.support.processes import children, is_running, state
@@ -76,6 +77,24 @@ def test_the_efficiency_is_the_median_of_what_each_window_says() -> None:
     assert found.bound == pytest.approx(200 / 0.9)
     assert found.efficiencies == pytest.approx([0.8, 0.7, 0.9])
     assert found.efficiency == pytest.approx(0.8)
+
+
+def test_reset_steps_are_none_of_either_agents_steps() -> None:
+    of = {"env": "CartPole-v1", "run_dir": "run"}
+    actors = [
+        {("seedrl_actor_steps_total", ""): 70.0, ("seedrl_actor_reset_steps_total", ""): 30.0},
+        {("seedrl_actor_steps_total", ""): 95.0, ("seedrl_actor_reset_steps_total", ""): 5.0},
+    ]
+    r2d2 = TrainConfig.model_validate({**of, "agent": "r2d2", "sequence_length": 80, "replay_ratio": 2})
+    sequences = {("seedrl_learner_sequences_total", ""): 50.0}
+    assert steps_trained(r2d2, sequences, actors) == pytest.approx(50 * 80 / 2 * 165 / 200)
+    vtrace = TrainConfig.model_validate(of)
+    learner = {
+        ("seedrl_learner_steps_total", ""): 400.0,
+        ("seedrl_learner_chunks_total", "trained"): 3.0,
+        ("seedrl_learner_chunks_total", "refused_lag"): 1.0,
+    }
+    assert steps_trained(vtrace, learner, actors) == 300.0
 
 
 def test_a_window_without_a_step_is_an_error_in_words() -> None:

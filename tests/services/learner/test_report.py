@@ -1,5 +1,6 @@
 """What the learner says of itself."""
 
+import re
 import time
 
 import pytest
@@ -118,6 +119,20 @@ def test_the_metrics_are_clean_and_say_what_the_accounts_say() -> None:
     assert 'seedrl_learner_policy_lag_updates_bucket{le="2.0"} 1.0' in text
     assert "seedrl_learner_policy_lag_updates_sum 6.0" in text
     assert "seedrl_learner_entropy 0.7" in text
+    assert_clean_metrics(text)
+
+
+def test_the_lag_has_buckets_for_thousands_of_updates() -> None:
+    report = make_report()
+    report.accounts.count([Outcome(4, None, 10, lag) for lag in (0, 1, 3000, 65536, 65537, 10**6)])
+    registry = CollectorRegistry()
+    registry.register(LearnerMetrics(report))
+    text = generate_latest(registry).decode()
+    said = re.findall(r'^seedrl_learner_policy_lag_updates_bucket{le="(.*)"} (.*)$', text, re.M)
+    below = {bound: float(count) for bound, count in said}
+    known = (0, 1, 2, 4, 3000, 65536, 65537, 10**6)
+    assert below == {bound: sum(lag <= float(bound) for lag in known) for bound in below}
+    assert (below["2048.0"], below["4096.0"], below["131072.0"], below["+Inf"]) == (4, 5, 7, 8)
     assert_clean_metrics(text)
 
 

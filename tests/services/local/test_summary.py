@@ -104,5 +104,17 @@ def test_a_damaged_summary_is_named(content: str, tmp_path: Path) -> None:
 
 def test_emulator_frames_are_told_from_steps() -> None:
     assert frame_skip("CartPole-v1", {}) == 1
+    assert frame_skip("my_package:MyEnv-v0", {"frameskip": 8}) == 1  # who knows what it means there
     assert frame_skip("ALE/Pong-v5", {}) == 4
     assert frame_skip("ALE/Pong-v5", {"frameskip": 2}) == 2
+    assert frame_skip("ALE/Pong-v5", {"frameskip": [2, 5]}) is None
+
+
+@pytest.mark.parametrize(("frameskip", "frames"), [(3, 30), ([2, 5], None)])
+def test_the_frames_of_steps_of_random_length_are_not_known(
+    frameskip: object, frames: int | None, tmp_path: Path
+) -> None:
+    write_accounts(tmp_path, Accounts(steps=10).to_json())
+    of = config(tmp_path, "ALE/Pong-v5", env_kwargs={"frameskip": frameskip}, vectorization="sync")
+    written = write_summary(of, queue=None, discarded_steps=0, exit_reason="stopped")
+    assert written["frames"] == frames
