@@ -57,7 +57,7 @@ def test_a_run_in_containers(project: Project, capsys: pytest.CaptureFixture[str
     _endpoints(project)
     _scaled(project, 1)
 
-    assert "lag p99" in project.compose("exec", "-T", "learner", "seedrl", "status")
+    assert "updates/s" in project.compose("exec", "-T", "learner", "seedrl", "status")
 
     for service in project.services:
         _killed(project, service)
