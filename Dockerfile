@@ -49,6 +49,7 @@ RUN python requirements.py inference learner > requirements.txt \
 # --- the images
 FROM python AS service
 COPY deploy/docker/healthcheck.py /opt/healthcheck.py
+RUN chmod 0644 /opt/healthcheck.py
 LABEL org.opencontainers.image.title="seedrl" \
       org.opencontainers.image.description="SEED RL for PyTorch and Gymnasium" \
       org.opencontainers.image.licenses="Apache-2.0"

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -95,7 +96,7 @@ _EXTRAS = {
     "ale_py": "atari",
     "gymnasium": "actor",
     "nats": "inference",
-    "rich": "local",
+    "rich": "learner",
     "safetensors": "inference",
     "tensorboard": "learner",
     "torch": "inference",
@@ -106,10 +107,18 @@ _EXTRAS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0: fine, 2: the person's mistake; see shared/errors.py)."""
     os.environ.setdefault(*_GRPC_POLLING)
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _ended_early)
     try:
         return _main(arguments)
     except KeyboardInterrupt:
         return _failed("interrupted", _INTERRUPTED)
+
+
+def _ended_early(number: int, frame: object) -> None:
+    """Before a service heeds its signals: those to a container's first process are lost where nobody does."""
+    del frame
+    os._exit(128 + number)
 
 
 def _main(arguments: Sequence[str] | None) -> int:

@@ -288,7 +288,10 @@ class DeviceSettings(Group):
     device: Device = "auto"
     """cpu, cuda, cuda:N; auto: cuda where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast for convolutional networks where the device has the instructions."""
+    """auto: bfloat16 autocast for convolutional networks where the device has the instructions.
+
+    On a GPU, float32 has convolutions and LSTM in TF32, as is torch's default.
+    """
     torch_threads: Threads = 1
     """Threads of torch in this process; those of several services on one machine spin against each other."""
 

@@ -8,7 +8,8 @@ from typing import Any
 from shared.errors import ConfigurationError
 from shared.presets import Preset
 
-_CREDENTIALS = re.compile(r"(^\s*|,\s*|//)[^/,]*@")  # in one or several URLs, also without a scheme
+# In one or several URLs, also without a scheme, and where what should be percent-encoded is not.
+_CREDENTIALS = re.compile(r"(^\s*|,\s*)(\w+://)?[^,]*@")
 
 
 def with_secret_from_file(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def with_secret_from_file(values: dict[str, Any], name: str) -> dict[str, Any]:
 
 def without_credentials(url: str) -> str:
     """`url` without user, password or token."""
-    return _CREDENTIALS.sub(r"\1", url)
+    return _CREDENTIALS.sub(r"\1\2", url)
 
 
 def check_command_line(values: Mapping[str, Any], secrets: frozenset[str], prefix: str) -> None:

@@ -89,6 +89,9 @@ def command_line(model: type[BaseSettings], arguments: Sequence[str], *, prog: s
         return dict(source())
     except SettingsError as error:
         text = str(error).removeprefix("error parsing CLI: ")
+        wrong = re.match(r"Parsing error encountered for (\w+)", text)  # what follows are Python's own words
+        if wrong and get_origin(model.model_fields[wrong[1]].annotation) is dict:
+            text = f"{flag(model, wrong[1])}: no JSON object such as '{{\"size\": 5}}'"
         raise ConfigurationError(f"{text} (see {prog} --help)") from error
 
 

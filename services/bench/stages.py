@@ -126,7 +126,9 @@ def inference_work(config: PipelineConfig) -> Callable[[], float]:
     state = network.initial_state(rows)
     history = _history(frames, rows, stack=spec.network.frame_stack, device=device)
     action = zeros.long()
-    newest = _endless([{name: leaf[:, t : t + 1] for name, leaf in frames.items()} for t in range(8)])
+    newest = _endless(
+        [{name: _staged(leaf[:, t : t + 1], device) for name, leaf in frames.items()} for t in range(8)]
+    )
     context = autocast(config.precision, device, network)
     context.__enter__()  # type: ignore[no-untyped-call]  # as long as the weights stay, as in the service
 
@@ -136,7 +138,7 @@ def inference_work(config: PipelineConfig) -> Callable[[], float]:
         nonlocal state, action, history
         with torch.no_grad():
             inputs = network_input(
-                frames={name: leaf.to(device) for name, leaf in next(newest).items()},
+                frames={name: leaf.to(device, non_blocking=True) for name, leaf in next(newest).items()},
                 history=history,
                 is_first=no_first,
                 previous_action=action,
@@ -154,6 +156,11 @@ def inference_work(config: PipelineConfig) -> Callable[[], float]:
         if not forward.captured:
             raise RunError(f"network {config.network} cannot be captured as a CUDA graph")
     return work
+
+
+def _staged(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """As the service has them for a GPU: in pinned memory."""
+    return frames.contiguous().pin_memory() if device.type == "cuda" else frames
 
 
 def _sampled(output: NetworkOutput) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import torch
 
 from services.commands.config import EvalConfig
 from services.local.config import CONFIG_FILE, saved_env
@@ -25,6 +26,7 @@ from shared.bus.weights import publish_weights
 from shared.checkpoints import Checkpoint, latest_checkpoint, weights_to_bytes
 from shared.config import NatsSettings
 from shared.errors import RunError
+from shared.policy import Policy
 from shared.runtime import run_command
 
 Episode = dict[str, Any]
@@ -87,6 +89,7 @@ def _checkpoint(run_dir: Path) -> Checkpoint:
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
     if checkpoint is None:
         raise RunError(f"{run_dir} holds no valid checkpoint")
+    Policy(checkpoint, device=torch.device("cpu"))  # inference would wait for weights that fit for ever
     return checkpoint
 
 

@@ -230,7 +230,7 @@ def _statuses(run: LocalRun, board: StatusBoard, now: float) -> dict[str, dict[s
             continue
         status = board.newest(name)
         seen = status.get("seen", 0.0)
-        if seen <= service.died_at:
+        if not status or seen <= service.died_at:
             status = {}
         elif service.state == "running" and now - seen > SILENT_SECONDS:
             status = {"silent_seconds": now - seen}

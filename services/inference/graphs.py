@@ -39,8 +39,8 @@ class GraphedNetwork:
     middle, the log says so, and all are computed without one from then on. What a network computes in Python
     is done at the capture only.
 
-    The weights may change in place between two calls. Results lie in memory that the next call with as many
-    rows changes.
+    The weights may change in place between two calls. Results lie in memory that the next call changes:
+    graphs share what they compute in, as they never run at once.
     """
 
     def __init__(self, network: Network, device: torch.device) -> None:
@@ -49,6 +49,7 @@ class GraphedNetwork:
             raise ConfigurationError(f"cuda_graphs: there are none on device {device}")
         self._network = network
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[int, _Graph] = {}
         self._can_be_captured = True
 
@@ -106,7 +107,9 @@ class GraphedNetwork:
                 with _raising_where_it_waits():  # a capture that fails in the middle can leave torch unusable
                     self._network(inputs, state)
                 # Meanwhile the event loop's thread may take pinned memory, which only this thread must not.
-                with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
                     output, next_state = self._network(inputs, state)
         finally:
             current.wait_stream(self._stream)

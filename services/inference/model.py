@@ -3,7 +3,7 @@
 Runs in the model thread, or where it is quick on the event loop. Knows neither streams nor chunks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
@@ -166,9 +166,12 @@ class Model:
             logits = output.policy_logits[0].float()
             is_greedy = np.count_nonzero(staging.greedy_array[rows]) > 0
             action = self._chosen(logits, sent(staging.greedy) if is_greedy else None)
-        start = None if batch.starts is None else self._start(batch.starts, inputs, state, reward)
+        wanted = [action, logits]
+        if batch.starts is not None:
+            wanted += self._start(batch.starts, inputs, state, reward)
         self._memory.write(places, next_state, action)
-        return action.cpu().numpy(), logits.cpu().numpy(), start
+        chosen, said, *start = self._on_host(wanted)
+        return chosen, said, None if batch.starts is None else ChunkStart(tuple(start[2:]), *start[:2])
 
     def _stacked(self, name: str, frames: Tensor, batch: PackedBatch, places: Places) -> Tensor:
         """[n, S, …] of the newest frames [n, …]; as they are without stacking."""
@@ -195,18 +198,18 @@ class Model:
         anything = torch.randint(actions, (count,), device=device, generator=generator)
         return torch.where(explores, anything, q_values.argmax(dim=1))
 
-    def _start(self, rows: Array, inputs: NetworkInput, state: State, reward: Tensor) -> ChunkStart:
+    def _start(self, rows: Array, inputs: NetworkInput, state: State, reward: Tensor) -> list[Tensor]:
+        """Previous action, previous reward and state of these rows; copies."""
         places = Places(rows, self._device)
+        values = inputs.previous_action[0], _zeroed(reward, inputs.is_first[0]), *state
+        return [places.read(value).clone() for value in values]
 
-        def host(tensor: Tensor) -> Array:
-            array: Array = places.read(tensor).to("cpu", copy=True).numpy()
-            return array
-
-        return ChunkStart(
-            state=tuple(host(leaf) for leaf in state),
-            previous_action=host(inputs.previous_action[0]),
-            previous_reward=host(_zeroed(reward, inputs.is_first[0])),
-        )
+    def _on_host(self, tensors: Sequence[Tensor]) -> list[Array]:
+        """Waits for the device once, whatever their number: its copies go to pinned memory."""
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return [copy.numpy() for copy in copies]
 
 
 class _Memory:

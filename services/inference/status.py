@@ -50,6 +50,7 @@ class Report:
         pause: Pause,
     ) -> None:
         self.ending: str | None = None  # why the service ends
+        self.refused_weights = ""  # why the newest ones are not this run's
         self._bus = bus
         self._agreement = agreement
         self._streams = streams
@@ -80,7 +81,8 @@ class Report:
         if not self._streams.live:
             waiting.append("actors")
         if engine and not engine.weights_version:
-            waiting.append("weights")
+            refused = self.refused_weights
+            waiting.append(f"weights (refused: {refused})" if refused else "weights")
         training = [stream for stream in self._streams.live if not stream.group.greedy]
         if training and all(map(_is_held_back, training)):
             trouble = self._publisher.trouble

@@ -102,8 +102,10 @@ def vtrace_loss(
 
 def _normalized(advantages: Tensor, valid: Tensor) -> Tensor:
     """`advantages` with mean 0 and deviation 1 over the steps that are `valid`."""
-    deviation, mean = torch.std_mean(advantages[valid], correction=0)
-    return (advantages - mean) / (deviation + 1e-8)
+    count = valid.sum().clamp(min=1)  # not advantages[valid], for whose size a GPU would be waited for
+    centred = advantages - advantages.masked_fill(~valid, 0).sum() / count
+    deviation = (centred.square().masked_fill(~valid, 0).sum() / count).sqrt()
+    return centred / (deviation + 1e-8)
 
 
 def _of_action(log_policy: Tensor, action: Tensor) -> Tensor:

@@ -56,6 +56,12 @@ class OptimizedNetwork:
         self.optimizer.load_state_dict(state)
         for group, values in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(values)
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():
+                # A checkpoint's are contiguous. In another layout than its parameter's, one would take all
+                # parameters off the optimizer's quick path.
+                if value.shape == parameter.shape and value.stride() != parameter.stride():
+                    kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         if self._config.optimizer == "rmsprop" and self._config.rmsprop_momentum:
             for parameter in self._parameters:  # it may have had none until now
                 self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import nats.errors
 import structlog
@@ -141,7 +141,8 @@ class _Connection:
         self.up = asyncio.Event()
         self.tried = asyncio.Event()
         self.was_up = False
-        self._options: dict[str, Any] = {"servers": urls, "token": token, "name": name}
+        given = {"token": token} if token is not None else _credentials(urls)
+        self._options: dict[str, Any] = {"servers": urls, "name": name, **given}
         if tls is not None:
             self._options["tls"] = tls
         self._failure: asyncio.Future[SeedrlError] = asyncio.get_running_loop().create_future()
@@ -207,7 +208,8 @@ class _Connection:
             words_ = f"the certificate of NATS at {self.address} is refused: {error.verify_message} (nats_ca)"
             self._fail(Refused(words_))
         elif _is_refusal(error):
-            self._fail(Refused(f"NATS at {self.address} refuses the token (nats_token, SEEDRL_NATS_TOKEN)"))
+            words_ = f"NATS at {self.address} refuses the token or credentials"
+            self._fail(Refused(f"{words_} (SEEDRL_NATS_TOKEN; user and password: SEEDRL_NATS_URL)"))
         elif self.up.is_set() and not isinstance(error, (OSError, nats.errors.StaleConnectionError)):
             self._complain(words(error))
         else:
@@ -275,11 +277,25 @@ def _validated(url: str) -> str:
         elif parts.path not in ("", "/") or parts.query or parts.fragment:
             problem = "more than a host and a port"
     except ValueError as error:
-        problem = str(error)
+        problem = "user and password want percent-encoding" if "@" in full else str(error)
     if problem:
         raise ConfigurationError(f"{_shown(url)!r} is no NATS URL like nats://host:4222: {problem}")
     return full
 
 
+def _credentials(urls: list[str]) -> dict[str, str]:
+    """User and password, or token, that URLs have percent-encoded: the client would send them like that.
+
+    Empty where there are none, or each server has its own.
+    """
+    found = {(parts.username, parts.password) for parts in map(urlsplit, urls) if parts.username is not None}
+    if len(found) != 1:
+        return {}
+    ((user, password),) = found
+    if password is None:
+        return {"token": unquote(user)}
+    return {"user": unquote(user), "password": unquote(password)}
+
+
 def _shown(url: str) -> str:
-    return re.sub(r"//[^/]*@", "//…@", url)
+    return re.sub(r"//.*@", "//…@", url)

@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,8 +57,11 @@ def test_a_run_in_containers(project: Project, capsys: pytest.CaptureFixture[str
     _endpoints(project)
     _scaled(project, 1)
 
+    assert "updates/s" in project.compose("exec", "-T", "learner", "seedrl", "status")
+
     for service in project.services:
         _killed(project, service)
+    _stopped_while_it_starts(project, "actor")
     for service in ("inference", "learner"):
         _replaced(project, service)
 
@@ -133,6 +137,21 @@ def _killed(project: Project, service: str) -> None:
         ),
         f"{service} after it was killed",
     )
+    project.trains_on()
+
+
+def _stopped_while_it_starts(project: Project, service: str) -> None:
+    """SIGTERM is heeded from the first moment on."""
+    (container,) = project.containers(service)
+    for seconds in (0.0, 0.5):
+        docker("stop", container)
+        docker("start", container)
+        time.sleep(seconds)
+        since = time.monotonic()
+        docker("stop", "--time", "60", container)
+        assert time.monotonic() - since < 10
+        assert project.state(container)["State"]["ExitCode"] in (0, 128 + signal.SIGTERM)
+    docker("start", container)
     project.trains_on()
 
 

@@ -40,6 +40,18 @@ def test_what_is_imported_before_ctrl_c_is_answered_takes_no_time(tmp_path: Path
     assert not new & {"asyncio", "importlib.metadata", "inspect", "pydantic", "yaml"}
 
 
+def test_the_first_process_of_a_container_heeds_sigterm_from_the_start(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, services.cli as cli\n"
+        "me, os.getpid = os.getpid(), lambda: 1\n"  # as there, where the default action is none
+        "cli.main(['--version'])\n"
+        "os.kill(me, signal.SIGTERM)\n"
+        "signal.pause()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), timeout=20)
+    assert result.returncode == 128 + signal.SIGTERM
+
+
 def test_a_process_leaves_without_being_taken_apart(tmp_path: Path) -> None:
     code = (
         "import atexit, services.cli as cli\n"

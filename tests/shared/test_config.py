@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import yaml
@@ -29,6 +29,8 @@ class ExampleConfig(Settings, ServiceSettings, NatsSettings, AgentSettings):
     """Speed in metres per second."""
     loud: bool = False
     """Whether it is loud."""
+    extras: dict[str, Any] = Field(default_factory=dict)
+    """What else there is."""
 
 
 class OtherConfig(Settings):
@@ -203,6 +205,11 @@ def test_a_bad_value_is_named_with_option_and_reason() -> None:
     assert "greater than 0" in refused("--speed", "-1")
 
 
+@pytest.mark.parametrize("value", ["5", "[1]", "null", '"x"', "{bad"])
+def test_what_is_no_json_object_is_named(value: str) -> None:
+    assert "--extras: no JSON object such as" in refused("--extras", value)
+
+
 def test_a_bad_value_in_the_environment_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEEDRL_UNROLL", "many")
     assert refused().startswith("SEEDRL_UNROLL: ")
@@ -284,7 +291,7 @@ def test_help_has_the_options_below_headings_in_their_order(capsys: pytest.Captu
     below = {}
     for section in re.split(r"^(?=\S.*:\n  )", shown, flags=re.MULTILINE)[1:]:
         below[section.partition(":\n")[0]] = re.findall(r"^  (--[\w-]+|-h)", section, re.MULTILINE)
-    assert below.pop("options") == ["-h", "--speed", "--loud", "--preset"]
+    assert below.pop("options") == ["-h", "--speed", "--loud", "--extras", "--preset"]
     assert list(below) == [
         "Run",
         "Network",

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from services.actor.config import ActorConfig
 from services.cli import known_settings
 from services.commands.config import EvalConfig
-from services.commands.evaluate import EpisodeShares, _episodes, _players
+from services.commands.evaluate import EpisodeShares, _episodes, _players, played_returns
 from services.inference.config import InferenceConfig
 from services.local.process import ChildProcess
 from services.local.supervisor import SupervisedService
+from shared.checkpoints import save_checkpoint
 from shared.config import load
 from shared.errors import RunError
+from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from tests.support.nats import NatsRun
 
 
@@ -60,6 +63,30 @@ async def test_no_episode_is_played_twice_and_the_training_limits_no_evaluation(
     seeds = [actors[0].seed for _, *actors in commands]
     assert seeds[0] != seeds[1]
     assert seeds[2:] == [7, 7]
+
+
+VECTOR = LeafSpec(name="observation", dtype="float32", shape=(4,), low=(-9.0,), high=(9.0,))
+
+
+def test_a_checkpoint_whose_network_is_another_now_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("env: CartPole-v1\n")
+    save_checkpoint(
+        tmp_path / "checkpoints",
+        spec=RunSpec(
+            environment=EnvironmentSpec(observation=(VECTOR,), num_actions=2),
+            network=NetworkSpec(name="mlp"),
+            agent="vtrace",
+            unroll=20,
+            reward_clip=0.0,
+        ),
+        weights={"another": torch.ones(1)},
+        optimizer_state={},
+        counters={"updates": 1},
+        rng={},
+        keep=1,
+    )
+    with pytest.raises(RunError, match=r"checkpoint-0+1: weights of another network"):
+        played_returns(EvalConfig(run_dir=tmp_path))
 
 
 def _loaded(model: Any, command: Sequence[str]) -> Any:

@@ -83,6 +83,7 @@ async def test_weights_of_another_network_are_refused_and_newer_ones_used(nats: 
         await service.counted("refused_weights_total", 1)
         await learner.publish(update=2, data=b"no weights at all")
         await service.counted("refused_weights_total", 2)
+        assert (await service.status())["waiting"] == []  # it acts with those that it has
         await actor.ask()
         assert (await actor.heard()).weights_version == first
         second = await learner.publish(update=3)
@@ -90,6 +91,19 @@ async def test_weights_of_another_network_are_refused_and_newer_ones_used(nats: 
         await actor.ask()
         assert (await actor.heard()).weights_version == second
         assert (await service.status())["weights_update"] == 3
+
+
+async def test_it_says_why_the_weights_for_which_it_waits_were_refused(nats: NatsRun) -> None:
+    async with running_inference(nats) as service, learner_side(nats, SPEC) as learner:
+        actor = await service.joined(CountingGroup(2))
+        await actor.ask()
+        await learner.publish(network_hash="another")
+        await service.counted("refused_weights_total", 1)
+        (words,) = (await service.status())["waiting"]
+        assert words.startswith("weights (refused: weights of network another")
+        await learner.publish()
+        await actor.heard()
+        assert (await service.status())["waiting"] == []
 
 
 async def test_finished_episodes_are_published_with_their_role(nats: NatsRun) -> None:

@@ -70,7 +70,8 @@ def test_updates_of_vtrace_are_those_of_the_cpu(network: str, lstm_size: int, op
     losses = []
     for device in map(torch.device, ("cpu", "cuda")):
         torch.manual_seed(0)
-        config = make_config(optimizer=optimizer, normalize_advantages=True)
+        # A GPU convolves in TF32. RMSProp at 1e-3 would make some 10 % of that within four updates.
+        config = make_config(optimizer=optimizer, learning_rate=1e-4, normalize_advantages=True)
         trainer = VTraceTrainer(build_network(spec), config, device=device)
         metrics = [trainer.train(batch_of(spec, device, seed), steps=0) for seed in range(4)]
         losses.append([(each.policy_loss, each.baseline_loss, each.gradient_norm) for each in metrics])

@@ -276,6 +276,8 @@ def test_how_weights_lie_in_memory_changes_nothing(network: str, optimizer: str)
     for batch in batches[:2]:
         stopped.train(batch, steps=0)
     resumed.load(*saved_and_read(stopped))
+    for parameter, kept in resumed.optimizer.state.items():
+        assert all(each.stride() == parameter.stride() for each in kept.values() if each.dim())
     for batch in batches[2:]:
         resumed.train(batch, steps=0)
     for trainer in (threaded, resumed):

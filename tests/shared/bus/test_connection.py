@@ -1,13 +1,16 @@
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import nats.errors
 import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from shared.addresses import free_port
 from shared.bus import connection
 from shared.bus.connection import connected_bus, validated_urls
 from shared.config import NatsSettings
@@ -119,6 +122,37 @@ def test_urls_may_be_short_or_several_and_are_shown_without_credentials() -> Non
     with pytest.raises(ConfigurationError) as caught:
         validated_urls("nats://me:secret@host:4222/path")
     assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigurationError) as caught:
+        validated_urls("nats://me:sec/ret@host:4222")
+    assert "sec" not in str(caught.value)
+
+
+async def test_credentials_in_the_address_are_percent_encoded(tmp_path: Path) -> None:
+    port = free_port()
+    words = ("-a", "127.0.0.1", "-p", str(port), "--user", "sam@home", "--pass", "p@s/s:%41")
+    server = Path(sys.executable).with_name("nats-server")
+    with (tmp_path / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(server, *words, stdout=log, stderr=log)
+    try:
+        url = f"nats://sam%40home:p%40s%2Fs%3A%2541@127.0.0.1:{port}"
+        async with connected_bus(settings(url), run_id="r", name="t", patient=False) as bus:
+            assert bus.is_connected
+        wrong = settings(url.replace("%2541", "%2542"))
+        with pytest.raises(Refused, match=r"refuses the token or credentials .*SEEDRL_NATS_URL"):
+            async with connected_bus(wrong, run_id="r", name="t", patient=False):
+                pass
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_a_token_in_the_address_is_percent_encoded(own_nats: OwnNats) -> None:
+    await own_nats.stop()
+    own_nats.token = "a@b/c"
+    await own_nats.start()
+    url = f"nats://a%40b%2Fc@127.0.0.1:{own_nats.port}"
+    async with connected_bus(settings(url), run_id="r", name="t", patient=False) as bus:
+        assert bus.is_connected
 
 
 @pytest.mark.parametrize(

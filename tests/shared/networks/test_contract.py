@@ -1,3 +1,5 @@
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,10 +28,20 @@ SPACES = {
 }
 
 
-@pytest.mark.parametrize("frame_stack", [1, 3])
-@pytest.mark.parametrize("lstm_size", [0, 8])
-@pytest.mark.parametrize(("agent", "dueling_size"), [("vtrace", 0), ("r2d2", 0), ("r2d2", 6)])
-@pytest.mark.parametrize(("name", "leaves"), [(name, each) for name in SPACES for each in SPACES[name]])
+def built_in_networks() -> Iterator[Any]:
+    """Every combination; `slow` are those in which neither the torso nor what follows it is a new one."""
+    for (name, spaces), lstm_size, frame_stack in itertools.product(SPACES.items(), (0, 8), (1, 3)):
+        for leaves, (agent, dueling_size) in itertools.product(
+            spaces, (("vtrace", 0), ("r2d2", 0), ("r2d2", 6))
+        ):
+            is_new = (leaves is spaces[0] and frame_stack == 1) or (lstm_size and agent == "vtrace")
+            marks = () if is_new else pytest.mark.slow
+            yield pytest.param(name, leaves, agent, dueling_size, lstm_size, frame_stack, marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("name", "leaves", "agent", "dueling_size", "lstm_size", "frame_stack"), list(built_in_networks())
+)
 def test_every_built_in_network_meets_the_contract(
     name: str,
     leaves: tuple[LeafSpec, ...],
