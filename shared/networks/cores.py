@@ -146,7 +146,8 @@ def stretches(is_first: Tensor) -> list[tuple[int, int]]:
     steps = len(is_first)
     if steps == 1:
         return [(0, 1)]  # inference: no look at the values, which would wait for a GPU
-    cuts = (is_first[1:].any(dim=1).nonzero().squeeze(1) + 1).tolist()
+    begins = is_first[1:].any(dim=1).tolist()  # the only look at the values: one wait for a GPU
+    cuts = [t for t, begin in enumerate(begins, 1) if begin]
     return list(zip([0, *cuts], [*cuts, steps], strict=True))
 
 

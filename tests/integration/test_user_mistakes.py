@@ -157,6 +157,7 @@ def test_an_environment_that_is_never_finite_ends_the_run_and_is_named(tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_an_environment_that_is_not_finite_now_and_then_is_told_of_while_training_goes_on(
     tmp_path: Path,
 ) -> None:

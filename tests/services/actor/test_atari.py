@@ -70,8 +70,19 @@ class Played:
         return ends
 
 
-@pytest.mark.parametrize("life_loss", [False, True])
-@pytest.mark.parametrize("frame_limit", [108_000, 137, 20, 1])
+@pytest.mark.parametrize(
+    ("frame_limit", "life_loss"),
+    [
+        (108_000, False),
+        (137, True),
+        (20, False),
+        (1, True),
+        pytest.param(108_000, True, marks=pytest.mark.slow),
+        pytest.param(137, False, marks=pytest.mark.slow),
+        pytest.param(20, True, marks=pytest.mark.slow),
+        pytest.param(1, False, marks=pytest.mark.slow),
+    ],
+)
 def test_breakout_starts_episodes_exactly_where_its_rules_say(life_loss: bool, frame_limit: int) -> None:
     played = Played(
         500 if frame_limit > 20 else 150,
@@ -106,7 +117,12 @@ def test_a_life_lost_on_the_very_frame_limit_is_terminated_and_followed_by_a_res
 
 @pytest.mark.parametrize(
     ("life_loss", "frame_limit", "steps"),
-    [(True, 108_000, 1000), (False, 108_000, 1000), (True, 333, 300), (False, 3, 100)],
+    [
+        (True, 108_000, 1000),
+        (True, 333, 300),
+        (False, 3, 100),
+        pytest.param(False, 108_000, 1000, marks=pytest.mark.slow),
+    ],
 )
 def test_pong_which_has_no_lives_starts_episodes_after_ends_only(
     life_loss: bool, frame_limit: int, steps: int

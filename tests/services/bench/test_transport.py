@@ -111,7 +111,9 @@ async def test_an_inference_service_that_dies_ends_the_benchmark_in_words(tmp_pa
     [
         (("--group-size", "10000"), "a Step has 70630000 bytes"),
         (("--observation", "0,84"), "observation"),
-        (("--observation", "700,700", "--group-size", "1"), "shorten the unroll"),
+        pytest.param(
+            ("--observation", "700,700", "--group-size", "1"), "shorten the unroll", marks=pytest.mark.slow
+        ),
         (("--device", "cuda:99"), "device cuda:99: there are"),
     ],
 )

@@ -194,7 +194,10 @@ async def test_a_client_is_there_before_replay(nats: NatsRun) -> None:
             table.assert_sampled(await within(sample), 2)
 
 
-async def test_a_replay_that_starts_again_is_asked_again(nats: NatsRun) -> None:
+async def test_a_replay_that_starts_again_is_asked_again(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.bus.replay.SILENCE_SECONDS", 2.0)
     table, second = Table(), Table()
     table.free.clear()
     async with nats.bus() as learner:
