@@ -1,5 +1,6 @@
 """Addresses to listen on: how they are written, and whether they can be used; knows no protocol."""
 
+import ipaddress
 import os
 import socket
 import sys
@@ -9,6 +10,14 @@ from shared.errors import ConfigurationError
 
 _held: deque[int] = deque()  # descriptors of sockets bound to the ports that were chosen last
 _MOST_HELD = 100
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this machine's processes alone reach what listens on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def joined(host: str, port: int) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from shared.errors import ConfigurationError
 from shared.presets import Preset
 
@@ -13,11 +15,18 @@ _CREDENTIALS = re.compile(r"(^\s*|,\s*)(\w+://)?[^,]*@")
 
 
 def with_secret_from_file(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """`values` with the setting `name` in place of the file `<name>_file`. Raises ValueError."""
+    """`values` with the setting `name` in place of the file `<name>_file`. Raises ValueError.
+
+    An empty secret is refused: it would open to all what somebody meant to close.
+    """
+    given = values.get(name)
+    text = given.get_secret_value() if isinstance(given, SecretStr) else str(given or "")
+    if given is not None and not text.strip():
+        raise ValueError(f"{name} is empty; leave it unset where none is wanted")
     path = values.get(f"{name}_file")
     if not isinstance(path, str | Path):  # none, or none that the model takes
         return values
-    if values.get(name) is not None:
+    if given is not None:
         raise ValueError(f"{name} and {name}_file: give one of them")
     try:
         text = Path(path).read_text().strip()

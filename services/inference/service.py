@@ -23,6 +23,7 @@ from services.inference.servicer import InferenceServicer
 from services.inference.status import Report
 from services.inference.streams import Streams
 from services.inference.tls import tls_front
+from shared.addresses import is_loopback
 from shared.bus.connection import Bus, connected_bus
 from shared.bus.control import publish_status, serve_control
 from shared.bus.weights import watch_weights
@@ -126,6 +127,10 @@ class _Service:
             await stack.enter_async_context(
                 serving_actors(config.host, config.port, self._servicer, self._health, front)
             )
+            if not config.inference_tokens and not is_loopback(config.host):
+                log.warning(
+                    "whoever reaches this address may act: no SEEDRL_INFERENCE_TOKEN", host=config.host
+                )
             try:
                 await run_until_stopped(
                     self._agreement.settle(),

@@ -7,14 +7,14 @@ import pytest
 from tests.support.commands import ROOT
 from tests.support.local_run import assert_exact, training
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
 CORRIDOR = (
     *("tests.support.counting_environment:Corridor-v0", "--preset", "cartpole", "--seed", "1"),
     *("--reward-scale", "1", "--entropy-cost", "0.01"),
 )
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("lstm_size", "low", "high"), [(32, 0.95, 1.0), (0, 0.3, 0.7)])
 def test_only_a_recurrent_policy_remembers_the_cue(
     lstm_size: int, low: float, high: float, tmp_path: Path
@@ -28,7 +28,6 @@ def test_only_a_recurrent_policy_remembers_the_cue(
     assert low <= summary["mean_return_100"] <= high
 
 
-@pytest.mark.slow
 def test_a_recurrent_q_network_remembers_the_cue(tmp_path: Path) -> None:
     """The state it was stored with, and what replay does to it on the way, must be right for that."""
     words = (CORRIDOR[0], "--agent", "r2d2", "--seed", "1", "--total-steps", "160000")
@@ -39,7 +38,6 @@ def test_a_recurrent_q_network_remembers_the_cue(tmp_path: Path) -> None:
     assert summary["eval_return"] >= 0.95
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_r2d2_solves_cartpole_within_half_a_million_steps(seed: int, tmp_path: Path) -> None:
     words = ("CartPole-v1", "--agent", "r2d2", "--seed", str(seed))
@@ -52,7 +50,6 @@ def test_r2d2_solves_cartpole_within_half_a_million_steps(seed: int, tmp_path: P
     assert summary["eval_return"] >= 475
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_cartpole_is_solved_within_half_a_million_steps(seed: int, tmp_path: Path) -> None:
     words = ("CartPole-v1", "--preset", "cartpole", "--seed", str(seed))

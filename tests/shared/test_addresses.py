@@ -8,10 +8,19 @@ import sys
 
 import pytest
 
-from shared.addresses import free_port, joined
+from shared.addresses import free_port, is_loopback, joined
 from shared.errors import ConfigurationError
 
 held_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ports cannot be held")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.0.0.2", True), ("::1", True), ("localhost", True)]
+    + [(host, False) for host in ("0.0.0.0", "::", "192.168.1.5", "inference")],
+)
+def test_who_listens_where_others_reach_it_is_told(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
 
 
 def test_an_ipv6_address_is_written_in_brackets() -> None:

@@ -273,6 +273,12 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in repr(load(ExampleConfig, [], prog="x", known=(OtherConfig,)))
 
 
+@pytest.mark.parametrize("value", ["", " \n"])
+def test_an_empty_secret_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDRL_NATS_TOKEN", value)
+    assert "nats_token is empty; leave it unset" in refused()
+
+
 def help_of(model: type[Settings], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as caught:
         load(model, ["--help"], prog="seedrl example", known=(OtherConfig,))

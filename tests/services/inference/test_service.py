@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from services.inference.service import run
 from shared.bus.control import collect_statuses, request_control
@@ -71,6 +72,17 @@ async def test_streams_wait_for_the_first_weights(nats: NatsRun) -> None:
             return (await service.status())["waiting"] == ["actors"]
 
         await eventually(waits_for_actors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [({}, False), ({"host": "0.0.0.0"}, True), ({"host": "0.0.0.0", "inference_token": "secret"}, False)],
+)
+async def test_it_says_where_anybody_may_act(nats: NatsRun, settings: dict[str, str], warns: bool) -> None:
+    with capture_logs() as logs:
+        async with running_inference(nats, wait=False, **settings):
+            pass
+    assert any("no SEEDRL_INFERENCE_TOKEN" in each["event"] for each in logs) is warns
 
 
 async def test_weights_of_another_network_are_refused_and_newer_ones_used(nats: NatsRun) -> None:
