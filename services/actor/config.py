@@ -55,7 +55,7 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     life_loss: bool = False
     """Atari: a lost life terminates learning's episode; the game goes on, and returns count to its end."""
     env_threads: int = Field(0, ge=0, le=1024)
-    """Threads of one group's native Atari environments; 0: one per CPU."""
+    """Threads of one group's native Atari or envpool environments; 0: one per CPU."""
     step_threads: int = Field(1, ge=1, le=64)
     """Groups that may step at the same time."""
     step_timeout: float = Field(60.0, gt=0)
