@@ -33,7 +33,7 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     heading = Heading.ENVIRONMENTS
 
     env: CliPositionalArg[str]
-    """Environment: a Gymnasium id, or module:id for one that your own module registers."""
+    """Environment: a Gymnasium id, envpool:id, or module:id for one that your own module registers."""
     inference_url: str = "127.0.0.1:50051"
     """Address of the inference service, host:port (or unix:/path)."""
     tls_ca: Annotated[Path | None, Heading.ACCESS] = None
