@@ -33,7 +33,7 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     heading = Heading.ENVIRONMENTS
 
     env: CliPositionalArg[str]
-    """Environment: a Gymnasium id, or module:id for one that your own module registers."""
+    """Environment: a Gymnasium id, envpool:id, or module:id for one that your own module registers."""
     inference_url: str = "127.0.0.1:50051"
     """Address of the inference service, host:port (or unix:/path)."""
     tls_ca: Annotated[Path | None, Heading.ACCESS] = None
@@ -55,7 +55,7 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     life_loss: bool = False
     """Atari: a lost life terminates learning's episode; the game goes on, and returns count to its end."""
     env_threads: int = Field(0, ge=0, le=1024)
-    """Threads of one group's native Atari environments; 0: one per CPU."""
+    """Threads of one group's native Atari or envpool environments; 0: one per CPU."""
     step_threads: int = Field(1, ge=1, le=64)
     """Groups that may step at the same time."""
     step_timeout: float = Field(60.0, gt=0)

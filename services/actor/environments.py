@@ -23,6 +23,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from services.actor.autoreset import autoreset_mode
+from services.actor.pools import MODULE, is_pool, pool_spec
 from services.actor.restarting import CRASHES, RestartingEnvironment, in_a_line
 from services.actor.spaces import environment_spec
 from shared.errors import SeedrlError, UnsupportedEnvironment
@@ -60,7 +61,8 @@ class GroupMaker:
         way = self._way(spec)
         if self.life_loss and (way != "native" or not _is_ale_vector(spec)):
             raise UnsupportedEnvironment(
-                f"life_loss: {self.env} does not tell when a life is lost; only native ALE environments do"
+                f"life_loss: {self.env} does not tell when a life is lost; only native ALE environments do: "
+                "give --no-life-loss"
             )
         try:
             if way != "native":
@@ -93,6 +95,10 @@ class GroupMaker:
             raise UnsupportedEnvironment(
                 f"{self.env} has no native vector environment; use auto, sync or async"
             )
+        if is_pool(spec) and self.vectorization in ("sync", "async"):
+            raise UnsupportedEnvironment(
+                f"{self.env}: {MODULE} has native vector environments alone; use auto or native"
+            )
         if self.vectorization != "auto":
             return self.vectorization
         return "native" if spec.vector_entry_point is not None and not spec.additional_wrappers else "sync"
@@ -108,6 +114,8 @@ class GroupMaker:
             kwargs["autoreset_mode"] = AutoresetMode.NEXT_STEP
         if _is_ale_vector(spec):
             kwargs |= self._atari_kwargs()
+        elif is_pool(spec):
+            kwargs["num_threads"] = self._threads
         native: Vector = creator(num_envs=self.group_size, **{**kwargs, **self.env_kwargs})
         environment_spec(native.single_observation_space, native.single_action_space)
         rows = native.action_space.shape
@@ -118,10 +126,14 @@ class GroupMaker:
             )
         return native
 
+    @property
+    def _threads(self) -> int:
+        return self.env_threads or min(_usable_cpus(), self.group_size)
+
     def _atari_kwargs(self) -> dict[str, Any]:
         """Every option: ale-py's defaults clip rewards, stack frames, press FIRE; its ids are sticky."""
         return {
-            "num_threads": self.env_threads or min(_usable_cpus(), self.group_size),
+            "num_threads": self._threads,
             "max_num_frames_per_episode": 108_000,
             "repeat_action_probability": 0.0,
             "full_action_space": False,
@@ -196,10 +208,15 @@ class SingleMaker:
 
 
 def resolved(env: str) -> EnvSpec:
-    """The registered environment called `env`, a Gymnasium id or module:id. Raises UnsupportedEnvironment."""
+    """The registered environment called `env`, a Gymnasium id or module:id; of envpool its own.
+
+    Raises UnsupportedEnvironment.
+    """
     module, _, env_id = env.rpartition(":")
     if module:
         _import_users(module, env)
+        if module == MODULE:
+            return pool_spec(env_id)
     elif env_id.startswith(ALE_NAMESPACE) and not _ale_is_registered():
         raise UnsupportedEnvironment(f"{env_id} needs ale-py: pip install 'seedrl[atari]'")
     found = gymnasium.registry.get(env_id)

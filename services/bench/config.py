@@ -27,7 +27,7 @@ class PipelineConfig(TrainConfig):
     """
 
     env: str = "ALE/Pong-v5"
-    """Environment: a Gymnasium id, or module:id for one that your own module registers."""
+    """Environment: a Gymnasium id, envpool:id, or module:id for one that your own module registers."""
     windows: Count = 18
     """Windows; figures are medians of theirs, the efficiency that of their own ratios."""
     window_seconds: float = Field(9.0, gt=0)

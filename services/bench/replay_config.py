@@ -29,7 +29,7 @@ class ReplayBenchConfig(Settings, AgentSettings, SequenceSettings):
     """
 
     env: str = "ALE/Pong-v5"
-    """Environment: a Gymnasium id, or module:id for one that your own module registers."""
+    """Environment: a Gymnasium id, envpool:id, or module:id for one that your own module registers."""
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the environment."""
     environments: int = Field(32, ge=1, le=MAX_GROUP_SIZE)
