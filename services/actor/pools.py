@@ -54,11 +54,11 @@ class Pool(VectorEnv[Any, Any, Any]):
         """
         for name in kwargs.keys() & _OURS.keys():
             raise UnsupportedEnvironment(f"{MODULE}:{env_id}: {name} is no argument here: {_OURS[name]}")
-        self._envpool = importlib.import_module(MODULE)
-        known = self._envpool.make_spec(env_id).config._fields
+        envpool = importlib.import_module(MODULE)
+        known = envpool.make_spec(env_id).config._fields
         if "stack_num" in known:
             kwargs = {"stack_num": 1, **kwargs}
-        spec = self._envpool.make_spec(env_id, **kwargs)
+        spec = envpool.make_spec(env_id, **kwargs)
         if getattr(spec.config, "max_num_players", 1) > 1:
             raise UnsupportedEnvironment(f"{MODULE}:{env_id} has several players; one is supported")
         self.num_envs = num_envs
@@ -66,7 +66,7 @@ class Pool(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         sizes = {"num_envs": num_envs, "batch_size": num_envs, "num_threads": num_threads}
-        self._made = functools.partial(self._envpool.make_gymnasium, env_id, **sizes, **kwargs)
+        self._made = functools.partial(envpool.make_gymnasium, env_id, **sizes, **kwargs)
         self._pool: Any = None
 
     def reset(

@@ -121,23 +121,6 @@ async def publish_status(bus: Bus, service: str, service_id: str, status: dict[s
     return []
 
 
-async def collect_statuses(bus: Bus, seconds: float) -> list[dict[str, Any]]:
-    """The newest status of every service that published one within `seconds`. Raises ConnectionFailed."""
-    newest: dict[str, dict[str, Any]] = {}
-
-    async def take(message: Msg) -> None:
-        newest[message.subject] = orjson.loads(message.data)
-
-    with trouble("status"):
-        subscription = await bus.nc.subscribe(bus.subjects.status("*", "*"), cb=take)
-    try:
-        await asyncio.sleep(seconds)
-    finally:
-        with suppress(nats.errors.Error):
-            await subscription.unsubscribe()
-    return list(newest.values())
-
-
 async def _publish_statuses(bus: Bus, service: str, service_id: str, status: Status) -> None:
     complained = False
     while True:

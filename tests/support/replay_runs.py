@@ -14,7 +14,6 @@ from services.replay.accounts import Accounts, load_accounts
 from services.replay.config import ReplayConfig
 from services.replay.service import run
 from shared.bus.connection import Bus
-from shared.bus.control import collect_statuses
 from shared.bus.key_values import create_spec
 from shared.bus.streams import ensure_run
 from shared.bus.work_queue import ensure_queue, publish_chunk, queue_state
@@ -23,6 +22,7 @@ from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from shared.types import Chunk, ChunkHeader
 from shared.wire.chunks import encode_chunk
 from tests.support.nats import NatsRun
+from tests.support.statuses import collect_statuses
 from tests.support.waiting import eventually
 
 UNROLL = 4

@@ -13,7 +13,6 @@ from services.inference.assembler import Cut
 from services.inference.chunk_publisher import ChunkPublisher
 from services.inference.metrics import InferenceMetrics
 from shared.bus.connection import Bus
-from shared.bus.control import collect_statuses
 from shared.bus.key_values import LEARNER_LEASE, held_lease
 from shared.bus.work_queue import ensure_queue, queue_state
 from shared.http import new_registry
@@ -28,6 +27,7 @@ from tests.support.inference_service import (
     running_inference,
 )
 from tests.support.nats import NatsRun, OwnNats
+from tests.support.statuses import collect_statuses
 from tests.support.waiting import eventually
 
 UNROLL = 4

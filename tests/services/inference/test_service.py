@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.inference.service import run
-from shared.bus.control import collect_statuses, request_control
+from shared.bus.control import request_control
 from shared.bus.episodes import EpisodeConsumer
 from shared.bus.key_values import kept_paused
 from shared.errors import ConfigurationError, Refused
@@ -22,6 +22,7 @@ from tests.support.inference_service import (
 )
 from tests.support.nats import NatsRun, OwnNats
 from tests.support.promtool import assert_clean_metrics
+from tests.support.statuses import collect_statuses
 from tests.support.waiting import eventually
 
 UNROLL = 4

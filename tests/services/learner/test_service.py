@@ -15,7 +15,7 @@ from services.learner.training import VTraceTrainer
 from shared.accounts import write_accounts
 from shared.addresses import free_port
 from shared.bus.connection import Bus
-from shared.bus.control import collect_statuses, request_control
+from shared.bus.control import request_control
 from shared.bus.episodes import publish_episodes
 from shared.bus.weights import WeightsReader
 from shared.checkpoints import latest_checkpoint, weights_from_bytes
@@ -86,10 +86,8 @@ async def test_training_ends_with_its_steps_and_leaves_weights_checkpoint_and_re
         queue = await Queue.created(bus)
         config = learner_config(nats, tmp_path, total_steps=10 * BATCH_SIZE * UNROLL)
         async with learning(config) as learner:
-            statuses = collect_statuses(bus, 60.0)
             await queue.fed(30)
             await learner.ended()
-            statuses.close()
         accounts = await queue.exact_accounts(tmp_path)
         assert accounts.updates == 10
         checkpoint = latest_checkpoint(tmp_path / "checkpoints")

@@ -9,9 +9,10 @@ from structlog.testing import capture_logs
 
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
-from shared.bus.control import collect_statuses, publish_status, request_control, serve_control
+from shared.bus.control import publish_status, request_control, serve_control
 from shared.errors import ConnectionFailed, RunError
 from tests.support.nats import NatsRun, OwnNats
+from tests.support.statuses import collect_statuses
 from tests.support.waiting import eventually
 
 Handlers = Mapping[str, Callable[[], Awaitable[str]]]
