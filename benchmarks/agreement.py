@@ -14,7 +14,6 @@ from pydantic_settings import CliSuppress
 from benchmarks.ingredients import Ingredient, ingredients, microseconds
 from services.bench.alone import StageAlone, stage_alone
 from services.bench.config import PipelineConfig
-from services.bench.interruption import uninterrupted
 from services.bench.stages import STAGES
 from services.cli import known_settings
 from services.local.config import CONFIG_FILE, write_config
@@ -22,6 +21,7 @@ from shared.errors import ConfigurationError, SeedrlError
 from shared.kinds import Count, Unused
 from shared.memory import keep_freed_memory
 from shared.networks.precision import resolve_device
+from shared.runtime import run_command
 
 _NO_PIPELINE = Unused("the pipeline does not run; leave it out")
 
@@ -86,7 +86,7 @@ def main() -> int:
             raise ConfigurationError("ingredients.py knows ALE/Pong-v5 and V-trace without an LSTM alone")
         if resolve_device(config.device).type != "cpu":
             raise ConfigurationError("ingredients.py computes on the CPU: give --device cpu")
-        print(json.dumps(uninterrupted(agreement(config))))
+        print(json.dumps(run_command(agreement(config))))
     except SeedrlError as error:
         print(f"agreement: {error}", file=sys.stderr)
         return 2

@@ -52,6 +52,11 @@ class NatsServer:
         """Waits for its end, whatever the cause; the exit status (negative: the signal)."""
         return await self.process.wait()
 
+    async def stays(self) -> None:
+        """Raises RunError, in the server's last words, when it ends."""
+        await self.wait()
+        raise RunError(f"nats-server ended: {self.last_words}")
+
     @property
     def last_words(self) -> str:
         """The last line of its log that says what went wrong, or else the last; without the time."""
@@ -121,6 +126,8 @@ async def _take(lock: int, directory: Path) -> None:
             if asyncio.get_running_loop().time() > deadline:
                 raise ConfigurationError(f"another nats-server runs in {directory}") from None
             await asyncio.sleep(_POLL_SECONDS)
+        except OSError as error:
+            raise ConfigurationError(f"cannot lock {directory}: {error.strerror}") from error
         else:
             return
 

@@ -5,7 +5,7 @@ on stands in one group. A preset and the environment may name settings of any se
 preset serves them all), so names are checked against all models together, and each model takes its own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -317,6 +317,8 @@ def load(
     options, variables = _said(model, arguments, names, prog=prog)
     preset_name = options.get("preset", variables.get("preset", preset_name))
     preset = _preset(model, str(preset_name), names) if preset_name is not None else Preset({}, {})
+    values = {**preset.values, **variables, **options}
+    _check_complete(model, values, prog)
     origins = (
         Origin(options, partial(flag, model)),
         Origin(variables, lambda name: ENV_PREFIX + name.upper()),
@@ -327,7 +329,7 @@ def load(
         ),
     )
     try:
-        config = model.model_validate({**preset.values, **variables, **options})
+        config = model.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError("; ".join(mistakes(error, origins, secrets=SECRETS))) from error
     except SettingsError as error:
@@ -359,6 +361,14 @@ def _preset(model: type[Settings], name: str, names: set[str]) -> Preset:
     return preset._replace(
         values={name: value for name, value in preset.values.items() if name in model.model_fields}
     )
+
+
+def _check_complete(model: type[Settings], said: Collection[str], prog: str) -> None:
+    """Raises ConfigurationError for settings without a default that nobody said."""
+    fields = model.model_fields.items()
+    missing = [flag(model, name) for name, field in fields if field.is_required() and name not in said]
+    if missing:
+        raise ConfigurationError(f"{' and '.join(missing)} must be given (see {prog} --help)")
 
 
 def _check_use(model: type[Settings], options: Iterable[str], prog: str) -> None:

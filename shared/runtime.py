@@ -21,7 +21,6 @@ from shared.telemetry import get_logger
 
 T = TypeVar("T")
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _FAILED = 1  # exit status of an unexpected error, and of an end that could not be waited for
 _CONSEQUENCES = (asyncio.CancelledError, GeneratorExit)  # of another error, never the reason itself
 
@@ -73,17 +72,23 @@ async def in_thread(function: Callable[[], T], executor: Executor | None = None)
         raise
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What tells a process to end: SIGTERM, SIGINT, and SIGHUP, unless nohup had that ignored."""
+    ignores_hangups = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT, *(() if ignores_hangups else (signal.SIGHUP,)))
+
+
 def run_service(main: Callable[[asyncio.Event], Awaitable[None]], *, grace_seconds: float) -> int:
     """Runs `main(stop)` on uvloop to its end and returns the process's exit status.
 
-    SIGTERM and SIGINT set `stop`. If a second one comes, or `main` has not returned `grace_seconds` after the
+    `stop_signals` set `stop`. If a second one comes, or `main` has not returned `grace_seconds` after the
     first, the process exits at once with status 1. A SeedrlError, also within an ExceptionGroup, becomes one
     line on stderr and its own exit status; any other error is logged with its traceback and gives 1. Of
     several errors the first decides. To be called in the main thread.
     """
     keep_freed_memory()
     stop = asyncio.Event()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # until there is who answers them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())  # until there is who answers them
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     loop = runner.get_loop()
 
@@ -108,18 +113,25 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]], *, grace_secon
 def run_command(main: Coroutine[Any, Any, T]) -> T:
     """Runs `main` on uvloop, for a command that ends; in the main thread.
 
-    A signal that comes while the loop is made waits: as KeyboardInterrupt raised there it would leave a loop
-    that complains. Afterwards it does what `main` says; before that says anything, SIGINT cancels it.
+    What would stop a service cancels `main`, unless that says otherwise, and raises KeyboardInterrupt. The
+    signals are the event loop's: as an exception out of nowhere, one that comes while a process is being
+    started would be swallowed. One that comes while the loop is made waits: as KeyboardInterrupt raised there
+    it would leave a loop that complains.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
 
     async def run() -> T:
+        task = asyncio.create_task(main)
+        for number in stop_signals():
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return await main
+        return await task
 
     running = run()
     try:
         return uvloop.run(running)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
     finally:  # where they did not begin, they never will
         running.close()
         main.close()
@@ -147,7 +159,7 @@ def _signals(on_first: Callable[[], object], grace_seconds: float) -> Iterator[N
 
     guard = threading.Thread(target=_exit_hard, args=(seen, grace_seconds), name="signals", daemon=True)
     guard.start()
-    before = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, handle) for number in stop_signals()}
     try:
         yield
     finally:
@@ -160,7 +172,7 @@ def _signals(on_first: Callable[[], object], grace_seconds: float) -> Iterator[N
 def _exit_hard(seen: "queue.SimpleQueue[str | None]", grace_seconds: float) -> None:
     """Exits the process on the second signal or `grace_seconds` after the first; None ends the watch."""
     # Taken by this thread, a signal would not interrupt the main thread, where Python runs the handler.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
     first = seen.get()
     if first is None:
         return

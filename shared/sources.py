@@ -43,6 +43,8 @@ def _arrange_help(parser: Any, model: type[BaseModel], prog: str) -> None:
     positional = [action for action in parser._actions if not action.option_strings]
     words = [f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar) for action in positional]
     parser.usage = " ".join([prog, "[OPTIONS]", *words])
+    for action in positional:  # environment or preset may say it
+        action.nargs, action.required = "?", False
     actions = {action.dest: action for action in parser._actions}
     own = parser._optionals
     for heading, names in arranged(model).items():

@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from shared.errors import ConfigurationError
 
-CONTROL_VERBS = ("pause", "resume", "checkpoint", "stop", "status")
+ControlVerb = Literal["pause", "resume", "checkpoint", "stop", "status"]
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.peer_comparison.errors import ComparisonError
+from services.bench.cpu import children
+from services.parent_death import ending_with_this_process
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_SECONDS = 60.0  # a busy machine takes its time to save and exit
 
@@ -52,7 +53,7 @@ def running(
     name: str, command: Sequence[str], *, environment: Mapping[str, str], directory: Path
 ) -> Iterator[System]:
     """A system started in `directory`; at the end it and everything that it started are ended."""
-    others = children()
+    others = set(children())
     log = directory / "output.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -63,7 +64,7 @@ def running(
             stdout=output,
             stderr=output,
             start_new_session=True,  # so that Ctrl-C reaches this process alone
-            preexec_fn=_end_with_parent,
+            preexec_fn=ending_with_this_process(),
         )
     try:
         yield System(name, process, log)
@@ -87,16 +88,6 @@ def interrupt_on_signals() -> None:
         signal.signal(number, interrupt)
 
 
-def children() -> set[int]:
-    """Ids of this process's children, adopted ones and those not waited for among them."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int((path / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
-                found.add(int(path.name))
-    return found
-
-
 def _end(process: subprocess.Popen[bytes], *, others: set[int]) -> None:
     """Asks `process`, then kills it; then the same for all that it leaves. Ctrl-C meanwhile hurries it."""
     try:
@@ -118,7 +109,7 @@ def _end_orphans(others: set[int], *, session: int) -> None:
     are let: they come last.
     """
     started = time.monotonic()
-    while left := children() - others:
+    while left := set(children()) - others:
         try:
             elapsed = time.monotonic() - started
             for child in left:
@@ -129,8 +120,3 @@ def _end_orphans(others: set[int], *, session: int) -> None:
             time.sleep(0.1)  # not all of them can be waited for: some are still another's children
         except KeyboardInterrupt:
             started -= _ASK_DAEMONS_SECONDS
-
-
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -13,6 +13,7 @@ from typing import Literal
 from benchmarks.peer_comparison.errors import ComparisonError
 from benchmarks.peer_comparison.figures import Reading
 from benchmarks.peer_comparison.workload import BATCH_TRAJECTORIES, UNROLL
+from services.bench.service_process import http_address
 
 PRESET = "atari_vtrace"
 FLAGS = (
@@ -51,7 +52,7 @@ class Seedrl:
 
     def reading(self, directory: Path) -> Reading | None:
         """The learner's counters now; None before it serves them."""
-        address = _newest_address(directory / _RUN / "logs/learner.log")
+        address = http_address(directory / _RUN / "logs/learner.log")
         if address is None:
             return None
         try:
@@ -80,12 +81,3 @@ def _cpu_has_bfloat16() -> bool:
     from shared.networks.precision import has_bfloat16
 
     return has_bfloat16(torch.device("cpu"))
-
-
-def _newest_address(log: Path) -> str | None:
-    found = None
-    if log.exists():
-        for line in log.read_text(errors="replace").splitlines():
-            if '"event":"http"' in line:
-                found = str(json.loads(line)["address"])
-    return found

@@ -45,11 +45,13 @@ class PipelineConfig(TrainConfig):
     """Every measurement has its own."""
     run_id: Annotated[CliSuppress[str], _OWN_RUN] = "default"
     """Every measurement has its own."""
+    nats_url: Annotated[CliSuppress[str | None], _OWN_RUN] = None
+    """Every measurement has a server of its own, which its figures count."""
     eval_episodes: Annotated[CliSuppress[int], Unused("nothing is evaluated; leave it out")] = 0
     """Nothing is evaluated."""
 
     @property
     def training(self) -> TrainConfig:
         """The configuration of the run that is measured."""
-        fields = TrainConfig.model_fields.keys() - {"preset"}
+        fields = TrainConfig.model_fields.keys() - {"preset", "nats_url"}
         return TrainConfig.model_validate({name: getattr(self, name) for name in fields})

@@ -12,10 +12,10 @@ def own_cpu_seconds() -> float:
     return time.process_time() + sum(map(cpu_seconds, children()))
 
 
-def children() -> list[int]:
-    """The processes that this one started."""
+def children(parent: int | None = None) -> list[int]:
+    """The processes that `parent`, or this one, started."""
     pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-    return [pid for pid in pids if _stat(pid)[1:2] == [str(os.getpid())]]
+    return [pid for pid in pids if _stat(pid)[1:2] == [str(parent or os.getpid())]]
 
 
 def cpu_seconds(pid: int) -> float:

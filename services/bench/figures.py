@@ -10,7 +10,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from services.bench.interruption import uninterrupted
+from shared.runtime import run_command
 from shared.telemetry import configure_logging
 
 Measure = Callable[[Path], Coroutine[Any, Any, Any]]
@@ -20,7 +20,7 @@ def print_figures(title: str, measure: Measure, *, as_json: bool) -> int:
     """Prints the dataclass that `measure` returns, called with a directory; the exit status."""
     configure_logging("warning", "auto", "bench")
     with tempfile.TemporaryDirectory(prefix="seedrl-bench-", ignore_cleanup_errors=True) as directory:
-        figures = asdict(uninterrupted(measure(Path(directory))))
+        figures = asdict(run_command(measure(Path(directory))))
     if as_json:
         print(orjson.dumps(figures).decode())
     else:
@@ -41,6 +41,8 @@ def _table(title: str, figures: Mapping[str, Any]) -> Table:
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, tuple):
         return "×".join(map(str, value))
     if value is None:

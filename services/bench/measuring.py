@@ -12,12 +12,12 @@ from statistics import median
 from typing import NamedTuple
 
 import aiohttp
-import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.bench.alone import StageAlone
 from services.bench.config import PipelineConfig
 from services.bench.cpu import children, cpu_seconds
+from services.bench.service_process import http_address
 from services.bench.stages import Stage, StageTurn
 from services.local.config import TrainConfig
 from services.local.nats import nats_of_run
@@ -29,6 +29,7 @@ Samples = dict[tuple[str, str], float]  # (sample's name, its label's value or "
 
 _START_SECONDS = 300.0
 _POLL_SECONDS = 0.05
+_LAST_WORDS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ async def measured(
         watch = asyncio.create_task(_watched(config, Probe(training, run, http, others), alone))
         try:
             await asyncio.wait({services, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done() and watch.exception() is not None:
+                await asyncio.wait({services}, timeout=_LAST_WORDS_SECONDS)  # they know better what failed
             if services.done():
                 await services  # raises what failed
                 raise RunError("the training ended before it was measured; give a larger --total-steps")
@@ -173,7 +176,8 @@ class Probe:
         """Waits until every service answers and the first update is done."""
         while True:
             await asyncio.sleep(_POLL_SECONDS)
-            if all(_address(self._log(name)) for name in self._run.services) and await self._updates() > 0:
+            answers = all(http_address(self._log(name)) for name in self._run.services)
+            if answers and await self._updates() > 0:
                 return
 
     def processes(self) -> list[int]:
@@ -211,7 +215,7 @@ class Probe:
         replay = ("replay",) if self._training.agent == "r2d2" else ()
         used = dict.fromkeys(("actor", "inference", *replay, "learner", "nats"), 0.0)
         for pid, name in self._names().items():
-            used[name.partition("-")[0]] += cpu_seconds(pid)
+            used[name.partition("-")[0]] += sum(map(cpu_seconds, (pid, *children(pid))))
         return used
 
     def _names(self) -> dict[int, str]:
@@ -219,8 +223,11 @@ class Probe:
         return {pid: names.get(pid, "nats") for pid in children() if pid not in self._others}
 
     async def _samples(self, service: str) -> Samples:
-        async with self._http.get(f"http://{_address(self._log(service))}/metrics") as answer:
-            text = await answer.text()
+        try:
+            async with self._http.get(f"http://{http_address(self._log(service))}/metrics") as answer:
+                text = await answer.text()
+        except aiohttp.ClientError as error:
+            raise RunError(f"{service} does not answer: {error}") from error
         return {
             (sample.name, next(iter(sample.labels.values()), "")): sample.value
             for family in text_string_to_metric_families(text)
@@ -245,12 +252,3 @@ def steps_trained(training: TrainConfig, learner: Samples, actors: Sequence[Samp
     )
     trained = learner["seedrl_learner_chunks_total", "trained"]
     return learner["seedrl_learner_steps_total", ""] * trained / max(1.0, trained + refused)
-
-
-def _address(log: Path) -> str | None:
-    """Where the service that writes `log` answers HTTP; None while it does not say."""
-    if log.exists():
-        for line in reversed(log.read_text(errors="replace").splitlines()):
-            if '"event":"http"' in line:
-                return str(orjson.loads(line)["address"])
-    return None

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from services.bench.alone import stage_alone
 from services.bench.config import PipelineConfig
-from services.bench.interruption import uninterrupted
 from services.bench.measuring import Measurement, measured
 from services.bench.stages import STAGES, Stage
 from services.local.config import CONFIG_FILE, TrainConfig, write_config
 from shared.networks.precision import resolve_device
+from shared.runtime import run_command
 from shared.telemetry import configure_logging
 
 
@@ -27,7 +27,7 @@ def pipeline(config: PipelineConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="seedrl-bench-", ignore_cleanup_errors=True) as name:
         training = config.training.model_copy(update={"run_dir": Path(name), "run_id": "bench"})
         write_config(training, training.directory / CONFIG_FILE)
-        figures = uninterrupted(_measured(config, training))
+        figures = run_command(_measured(config, training))
     if config.as_json:
         print(orjson.dumps(figures).decode())
     else:

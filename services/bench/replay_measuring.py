@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -83,7 +82,10 @@ async def measured(config: ReplayBenchConfig, directory: Path) -> Figures:
         await ensure_queue(bus, _QUEUED_MESSAGES)
         await ensure_run(bus)
         port = free_port()
-        async with _service(server, replay, port, directory) as process, beside(stays(process)):
+        async with (
+            _service(server, replay, port, directory) as process,
+            beside(stays(process), server.stays()),
+        ):
             async with aiohttp.ClientSession() as http:
                 service = _Service(config, bus, http, port)
                 inserts = await service.inserts(recording)
@@ -136,10 +138,12 @@ class _Service:
         for window in range(self._config.windows + 1):  # the first one warms up
             streams = await asyncio.to_thread(self._encoded, recording, window)
             began = time.monotonic()
-            async with asyncio.timeout(_WINDOW_SECONDS), asyncio.TaskGroup() as group:
-                for stream_id, messages in streams.items():
-                    group.create_task(self._publish(stream_id, messages))
-                await self._reached((window + 1) * self._config.sequences_per_window)
+            sending = (self._publish(stream_id, messages) for stream_id, messages in streams.items())
+            try:
+                async with asyncio.timeout(_WINDOW_SECONDS), beside(*sending):
+                    await self._reached((window + 1) * self._config.sequences_per_window)
+            except TimeoutError:
+                raise RunError(f"replay did not take in {_WINDOW_SECONDS:g} s what was sent") from None
             speeds.append(self._config.sequences_per_window / (time.monotonic() - began))
         return median(speeds[1:])
 
@@ -186,7 +190,7 @@ class _Service:
 
     async def _reached(self, sequences: int) -> None:
         """Waits until so many were ever inserted. Raises RunError when messages are refused."""
-        for _ in itertools.count():
+        while True:
             with contextlib.suppress(aiohttp.ClientConnectionError):  # not listening yet
                 async with self._http.get(self._status) as answer:
                     status = await answer.json()

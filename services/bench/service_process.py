@@ -2,6 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+
+import orjson
 
 from services.local.process import ChildProcess
 from shared.errors import RunError
@@ -24,3 +27,12 @@ async def stays(process: ChildProcess) -> None:
     """Raises RunError, in the service's last words, when it ends."""
     await process.wait()
     raise RunError(f"{process.name} ended: {process.last_words()}")
+
+
+def http_address(log: Path) -> str | None:
+    """Where the service that writes `log` answers HTTP; None while it does not say."""
+    if log.exists():
+        for line in reversed(log.read_text(errors="replace").splitlines()):
+            if '"event":"http"' in line:
+                return str(orjson.loads(line)["address"])
+    return None

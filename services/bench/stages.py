@@ -260,6 +260,8 @@ def main(stage: str, arguments: Sequence[str]) -> None:
 
     A line of JSON in, the processes that stand still meanwhile; one out, the StageTurn.
     """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what an environment prints is no answer
     config = load(PipelineConfig, arguments, prog="stages", known=())
     configure_logging("warning", config.log_format, "bench")
     keep_freed_memory()
@@ -275,7 +277,7 @@ def main(stage: str, arguments: Sequence[str]) -> None:
         work()
     for line in sys.stdin:
         turn = turn_alone(work, seconds=config.stage_seconds, clock=clock, beside=orjson.loads(line))
-        print(orjson.dumps([*turn]).decode(), flush=True)
+        print(orjson.dumps([*turn]).decode(), file=answers, flush=True)
 
 
 if __name__ == "__main__":

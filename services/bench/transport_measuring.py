@@ -106,7 +106,7 @@ async def measured(config: TransportConfig, directory: Path) -> Figures:
         async with (
             _inference(server, port, directory, config.device) as inference,
             _loads(plans) as loads,
-            beside(sink.run(), stays(inference)),
+            beside(sink.run(), stays(inference), server.stays()),
         ):
             pids: dict[str, list[int]] = {
                 "inference": [pid for pid in (inference.pid,) if pid],
@@ -144,9 +144,12 @@ class ChunkSink:
 async def _window(
     config: TransportConfig, loads: list["_Load"], sink: ChunkSink, pids: Mapping[str, Sequence[int]]
 ) -> Figures:
-    async with asyncio.timeout(_START_SECONDS):
-        for load in loads:
-            await load.ready()
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            for load in loads:
+                await load.ready()
+    except TimeoutError:
+        raise RunError(f"no stream was answered within {_START_SECONDS:g} s") from None
     begin = time.monotonic() + config.warm_up
     end = begin + config.seconds
     for load in loads:

@@ -1,13 +1,14 @@
 """Configuration of the commands that are no services."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 from pydantic import AliasChoices, Field
-from pydantic_settings import CliPositionalArg
+from pydantic_settings import CliPositionalArg, CliSuppress
 
 from shared.config import NatsSettings, RunSettings, Settings
-from shared.kinds import Count, Device, Seed
+from shared.kinds import Count, Device, Seed, Unused
+from shared.subjects import ControlVerb
 from shared.wire.limits import MAX_GROUP_SIZE
 
 
@@ -16,11 +17,13 @@ class EvalConfig(Settings):
 
     Prints mean, median and deviation of the raw returns.
 
-    Example:  seedrl eval runs/pong-20260101-120000 --episodes 30
+    Example:  seedrl eval runs/pong-20260101-120000-4e1d --episodes 30
     """
 
     run_dir: CliPositionalArg[Path]
     """Directory of a run."""
+    preset: Annotated[CliSuppress[str | None], Unused("the run's own settings are played")] = None
+    """The run's own settings are played."""
     episodes: Count = 30
     """Episodes to play; every environment plays its share, so short episodes are not favoured."""
     environments: int = Field(16, ge=1, le=MAX_GROUP_SIZE)
@@ -29,7 +32,7 @@ class EvalConfig(Settings):
     """Seed of the environments; default: a fresh one."""
     device: Device = "auto"
     """cpu, cuda, cuda:N; auto: cuda where there is one."""
-    as_json: bool = Field(False, validation_alias=AliasChoices("json", "as-json"))
+    as_json: bool = Field(False, validation_alias=AliasChoices("json"))
     """Print one line of JSON with every return."""
     timeout: float = Field(3600.0, gt=0)
     """Seconds after which the command gives up."""
@@ -38,24 +41,24 @@ class EvalConfig(Settings):
 class StatusConfig(Settings, NatsSettings, RunSettings):
     """Says what every service of a run does and waits for.
 
-    Examples:  seedrl status runs/pong-20260101-120000
+    Examples:  seedrl status runs/pong-20260101-120000-4e1d
                seedrl status --nats-url nats://host:4222 --run-id my-run
     """
 
     run_dir: CliPositionalArg[Path | None] = None
     """Directory of a local run; or say --nats-url and --run-id."""
-    as_json: bool = Field(False, validation_alias=AliasChoices("json", "as-json"))
+    as_json: bool = Field(False, validation_alias=AliasChoices("json"))
     """Print the statuses as one line of JSON."""
 
 
 class ControlConfig(Settings, NatsSettings, RunSettings):
     """Tells a run to pause, resume, checkpoint, stop or say its status; prints what was done.
 
-    Examples:  seedrl control pause runs/pong-20260101-120000
+    Examples:  seedrl control pause runs/pong-20260101-120000-4e1d
                seedrl control checkpoint --nats-url nats://host:4222 --run-id my-run
     """
 
-    verb: CliPositionalArg[Literal["pause", "resume", "checkpoint", "stop", "status"]]
+    verb: CliPositionalArg[ControlVerb]
     """pause: withhold actions; resume; checkpoint: save now; stop: save and end; status."""
     run_dir: CliPositionalArg[Path | None] = None
     """Directory of a local run; or say --nats-url and --run-id."""

@@ -7,7 +7,6 @@ import orjson
 
 from services.commands.config import ControlConfig
 from services.commands.reach import reached_run
-from shared.bus.connection import connected_bus
 from shared.bus.control import request_control
 from shared.errors import RunError
 
@@ -23,11 +22,10 @@ def control(config: ControlConfig) -> int:
 
 
 async def _control(config: ControlConfig) -> int:
-    settings, run_id = reached_run(config)
-    async with connected_bus(settings, run_id=run_id, name="control", patient=False) as bus:
+    async with reached_run(config, name="control") as bus:
         answers = await request_control(bus, config.verb, timeout=ANSWER_SECONDS)
     if not answers:
-        raise RunError(f"no service of run {run_id} took {config.verb!r}")
+        raise RunError(f"no service of run {bus.run_id} took {config.verb!r}")
     for answer in answers:
         done = answer["done"] if "done" in answer else orjson.dumps(answer["status"]).decode()
         line = f"{answer['service']} {answer['id']}: {done}"

@@ -19,6 +19,7 @@ from services.local.process import ChildProcess, seedrl
 from services.local.supervisor import SupervisedService
 from services.nats_server import embedded_nats
 from shared.addresses import free_port, joined
+from shared.bus.beside import beside
 from shared.bus.connection import Bus, connected_bus
 from shared.bus.episodes import EpisodeConsumer
 from shared.bus.key_values import create_spec
@@ -98,7 +99,10 @@ async def _played(config: EvalConfig, checkpoint: Checkpoint) -> list[Episode]:
     with tempfile.TemporaryDirectory(prefix="seedrl-eval-") as scratch:
         async with embedded_nats(Path(scratch) / "nats") as server:
             nats = server.settings
-            async with connected_bus(nats, run_id=run_id, name="eval", patient=False) as bus:
+            async with (
+                connected_bus(nats, run_id=run_id, name="eval", patient=False) as bus,
+                beside(server.stays()),
+            ):
                 await create_spec(bus, checkpoint.spec)
                 await publish_weights(
                     bus,

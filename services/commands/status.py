@@ -10,7 +10,6 @@ from rich.console import Console
 from services.commands.config import StatusConfig
 from services.commands.reach import reached_run
 from services.local.display import bottleneck, doing, services_table
-from shared.bus.connection import connected_bus
 from shared.bus.control import request_control
 from shared.errors import RunError
 
@@ -45,9 +44,8 @@ def _actors(status: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 async def _answers(config: StatusConfig) -> tuple[str, list[dict[str, Any]]]:
-    settings, run_id = reached_run(config)
-    async with connected_bus(settings, run_id=run_id, name="status", patient=False) as bus:
+    async with reached_run(config, name="status") as bus:
         answers = await request_control(bus, "status", timeout=ANSWER_SECONDS)
     if not answers:
-        raise RunError(f"no service of run {run_id} answers")
-    return run_id, answers
+        raise RunError(f"no service of run {bus.run_id} answers")
+    return bus.run_id, answers

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import shlex
-import signal
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -46,7 +47,7 @@ from shared.bus.key_values import keep_paused
 from shared.bus.statuses import StatusBoard, watched_statuses
 from shared.config import secret_values
 from shared.errors import ConnectionFailed, SeedrlError
-from shared.runtime import run_command
+from shared.runtime import run_command, stop_signals
 from shared.telemetry import configure_logging
 
 PLAIN_LINE_SECONDS = 5.0
@@ -54,13 +55,37 @@ TABLE_SECONDS = 0.5
 SILENT_SECONDS = 5.0  # services speak each second
 
 
-class _Console(Console):
-    """One that goes on in silence when nobody reads what it prints any more."""
+class _Output:
+    """Standard output, which goes on in silence when it cannot be written any more.
 
-    def on_broken_pipe(self) -> None:
-        """As the base's, which ends the program."""
-        with contextlib.suppress(SystemExit):
-            super().on_broken_pipe()
+    Nobody may read it, its terminal be closed, its disk full: the run matters more than what is said of it.
+    """
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+
+    def write(self, text: str) -> int:
+        """Length of `text`."""
+        with self._silence_instead():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As a file's."""
+        with self._silence_instead():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _silence_instead(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, self._stream.fileno())
+            os.close(silence)
 
 
 def train(config: TrainConfig) -> int:
@@ -71,7 +96,8 @@ def train(config: TrainConfig) -> int:
 
         check_network_name(config.network)
     check_env(config.env)
-    console = _Console(markup=False)  # paths and what environments say may look like markup
+    output: Any = _Output()
+    console = Console(file=output, markup=False)  # paths and what environments say may look like markup
     with used_directory(config) as directory:
         discarded = discarded_before(config)
         with configured(config):
@@ -90,7 +116,12 @@ def _evaluated(config: TrainConfig, console: Console, summary: dict[str, Any]) -
 
     console.print(f"playing {config.eval_episodes} episodes with the trained policy (Ctrl-C skips them)")
     playing = EvalConfig.model_validate(
-        {"run_dir": config.directory, "episodes": config.eval_episodes, "device": config.device}
+        {
+            "run_dir": config.directory,
+            "episodes": config.eval_episodes,
+            "device": config.device,
+            "seed": config.seed,
+        }
     )
     try:
         _, returns = played_returns(playing)
@@ -132,7 +163,7 @@ async def _train(config: TrainConfig, console: Console, discarded_so_far: int | 
             console.print("stopping: what was learned is saved; another Ctrl-C ends all at once")
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, interrupted)
     try:
         async with (
@@ -154,12 +185,12 @@ async def _train(config: TrainConfig, console: Console, discarded_so_far: int | 
                     try:
                         finished = await run.until_done(stop)
                     finally:
-                        replay = replay_counts(board.newest("replay"))
-                        with contextlib.suppress(ConnectionFailed):
+                        with contextlib.suppress(ConnectionFailed):  # once NATS answers, last words are here
                             queue = await untrained_queue(bus, config.directory)
                             if discarded_so_far is not None:
                                 discarded = discarded_so_far + board.total("inference", "discarded_steps")
-    except SeedrlError as error:
+                        replay = replay_counts(board.newest("replay"))
+    except Exception as error:
         if run is not None:  # the services were started
             reason = f"failed: {error}"
             write_summary(config, queue=queue, replay=replay, discarded_steps=discarded, exit_reason=reason)

@@ -51,7 +51,7 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
                seedrl train CartPole-v1 --agent r2d2
                seedrl train ALE/Pong-v5 --actors 1 --max-seconds 180
                seedrl train my_package:MyEnv-v0 --network my_package.nets:Net --total-steps 1000000
-               seedrl train CartPole-v1 --run-dir runs/x --resume
+               seedrl train --run-dir runs/x --resume
     """
 
     actors: Annotated[int, Heading.ENVIRONMENTS] = Field(1, ge=1, le=1024)
@@ -94,7 +94,7 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
     @classmethod
     def _run_id_follows_the_directory(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Every run has a directory, and is called after it unless it was given a name."""
-        if values.get("resume") and not values.get("run_dir"):
+        if _is_true(values.get("resume")) and not values.get("run_dir"):
             raise ValueError("--resume wants --run-dir")
         run_dir = values.get("run_dir") or _new_run_dir(str(values.get("env", "run")))
         if not isinstance(run_dir, str | Path):
@@ -123,6 +123,8 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
             from services.inference.tls import Certificate  # takes long to import
 
             Certificate(self.tls_cert, self.tls_key)
+        if (self.tls_cert is None) != (self.tls_ca is None):
+            raise ValueError("tls_cert and tls_ca go together: the run's own actors speak TLS, too")
         return self
 
     @model_validator(mode="after")
@@ -173,16 +175,20 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
     def _default_preset(cls, said: Mapping[str, Any]) -> str | None:
         """That of a run of which no more was said than this."""
         env, agent = (said.get(name, cls.model_fields[name].default) for name in ("env", "agent"))
-        is_atari = str(env).startswith("ALE/")
         if agent == "r2d2":
-            return "atari_r2d2_small" if is_atari else "cartpole_r2d2"
-        return "atari_vtrace" if is_atari else None
+            return "atari_r2d2_small" if is_atari(str(env)) else "cartpole_r2d2"
+        return "atari_vtrace" if is_atari(str(env)) else None
 
     @property
     def directory(self) -> Path:
         """The run directory."""
         assert self.run_dir is not None
         return self.run_dir
+
+
+def is_atari(env: str) -> bool:
+    """Whether it is one of ale-py's own ids, which may be written with the module."""
+    return env.rpartition(":")[2].startswith("ALE/")
 
 
 def _is_of_a_run(preset: str) -> bool:
@@ -232,4 +238,5 @@ def _new_run_dir(env: str) -> Path:
     name = (
         re.sub(r"[^A-Za-z0-9]+", "-", env.rpartition(":")[2].rpartition("/")[2]).strip("-").lower() or "run"
     )
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Runs that a loop in a shell starts begin in the same second.
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.learner.accounts import Accounts, has_begun, load_accounts
 from services.local.config import CONFIG_FILE, LOCK_FILE, TrainConfig, write_config, write_file
-from services.local.summary import SUMMARY_FILE
+from services.local.summary import SUMMARY_FILE, forget_discarded
 from shared.errors import RunError
 
 # What a run leaves that ended before it trained; nobody misses it when the directory is used again.
@@ -51,6 +51,7 @@ def configured(config: TrainConfig) -> Iterator[None]:
     said = [path, config.directory / SUMMARY_FILE] if config.resume else []
     before, steps = {each: each.read_bytes() for each in said if each.exists()}, _steps(config.directory)
     write_config(config, path)
+    forget_discarded(config)
     try:
         yield
     finally:
@@ -89,6 +90,8 @@ def _take(lock: int, directory: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RunError(f"run directory {directory} is in use by another seedrl train") from None
+    except OSError as error:  # some network file systems have no locks
+        raise RunError(f"cannot lock run directory {directory}: {error.strerror}") from error
 
 
 def _check_unfinished(config: TrainConfig, accounts: Accounts) -> None:

@@ -81,7 +81,7 @@ class LocalRun:
     def kill(self) -> None:
         """Ends every service at once; what was trained since the newest checkpoint is lost."""
         for service in self.services.values():
-            service.process.kill()
+            service.kill()
 
     @property
     def actor_addresses(self) -> dict[str, str]:

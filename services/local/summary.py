@@ -9,7 +9,7 @@ import orjson
 
 from services.learner.accounts import Accounts, load_accounts, summary
 from services.learner.replay_counts import ReplayCounts
-from services.local.config import TrainConfig, write_file
+from services.local.config import TrainConfig, is_atari, write_file
 from services.local.reading import reading
 from shared.bus.connection import Bus
 from shared.bus.work_queue import QueueState, is_queued, queue_state
@@ -20,7 +20,7 @@ _ATARI_FRAME_SKIP = 4
 
 def frame_skip(env: str, env_kwargs: Mapping[str, Any]) -> int | None:
     """Emulator frames per environment step, 1 where the id is not Atari's; None where that is a range."""
-    if not env.startswith("ALE/"):
+    if not is_atari(env):
         return 1
     skip = env_kwargs.get("frameskip", _ATARI_FRAME_SKIP)
     return skip if isinstance(skip, int) else None
@@ -87,12 +87,24 @@ def _of_r2d2(accounts: Accounts, replay: ReplayCounts | None) -> dict[str, Any]:
 
 
 def discarded_before(config: TrainConfig) -> int | None:
-    """Steps discarded in the earlier parts of a resumed run; None: not known. Raises RunError for a damaged
-    summary.
+    """Steps discarded in the earlier parts of a resumed run; None: not known, since one of them was killed.
+
+    Raises RunError for a damaged summary.
     """
-    path = config.directory / SUMMARY_FILE
-    if not (config.resume and path.is_file()):
+    if not config.resume:
         return 0
+    path = config.directory / SUMMARY_FILE
+    if not path.is_file():
+        return None
     with reading(path):
         discarded = orjson.loads(path.read_bytes())["discarded_steps"]
         return None if discarded is None else int(discarded)
+
+
+def forget_discarded(config: TrainConfig) -> None:
+    """To be called when a resumed run begins: if it is killed, nobody knows what it discarded."""
+    path = config.directory / SUMMARY_FILE
+    if config.resume and path.is_file():
+        with reading(path):
+            said = orjson.loads(path.read_bytes())
+        save_summary(config, {**said, "discarded_steps": None})

@@ -107,6 +107,11 @@ class SupervisedService:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ending.wait(), delay if status else max(delay, _LULL_SECONDS))
 
+    def kill(self) -> None:
+        """Ends the process at once and for good."""
+        self._ending.set()
+        self.process.kill()
+
     async def end(self, *, grace_seconds: float) -> None:
         """Asks the process to drain and exit; kills it after `grace_seconds`."""
         self._ending.set()

@@ -10,7 +10,7 @@ import pytest
 
 from shared.bus.work_queue import ensure_queue, publish_chunk
 from shared.specs import Agent
-from shared.subjects import CONTROL_VERBS, Subjects
+from shared.subjects import ControlVerb, Subjects
 from shared.types import Chunk
 from shared.wire.chunks import encode_chunk
 from tests.support.chunks import arrays_of, image_chunk, make_chunk, make_run_spec
@@ -59,10 +59,10 @@ def test_the_names_are_those_of_the_code() -> None:
     subjects = Subjects("RUN")
     names = [name for name, value in vars(Subjects).items() if isinstance(value, property)]
     spelled = {str(getattr(subjects, name)) for name in names} - {subjects.prefix, subjects.weights}
-    spelled |= {subjects.control("VERB"), subjects.status("SERVICE", "ID"), subjects.weights_part(0)}
+    spelled |= {"seedrl.RUN.control.VERB", subjects.status("SERVICE", "ID"), subjects.weights_part(0)}
     abbreviated = {subjects.replay_priorities, subjects.replay_snapshot}
     assert {f"`{name}`" in DOCUMENT for name in spelled - abbreviated} == {True}
-    assert all(f"`{verb}`" in DOCUMENT for verb in CONTROL_VERBS)
+    assert all(f"`{verb}`" in DOCUMENT for verb in get_args(ControlVerb))
 
 
 async def test_the_reader_watches_a_run(

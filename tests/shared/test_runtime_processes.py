@@ -84,12 +84,43 @@ BLOCKED = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains_and_exits_0(service: Start, number: signal.Signals) -> None:
     process = service(DRAINING)
     said(process, "ready")
     process.send_signal(number)
     assert ended(process) == (0, "draining\nsaved\n", "")
+
+
+def test_under_nohup_a_hangup_ends_nothing(service: Start) -> None:
+    process = service("signal.signal(signal.SIGHUP, signal.SIG_IGN)" + DRAINING.replace("    ", "", 1))
+    said(process, "ready")
+    process.send_signal(signal.SIGHUP)
+    process.terminate()
+    assert ended(process) == (0, "draining\nsaved\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_command_cleans_up_after_a_signal(service: Start, number: signal.Signals) -> None:
+    body = """
+    from shared.runtime import run_command
+
+    async def work():
+        try:
+            print("ready")
+            await asyncio.Event().wait()
+        finally:
+            print("removed")
+
+    try:
+        run_command(work())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    """
+    process = service(body)
+    said(process, "ready")
+    process.send_signal(number)
+    assert ended(process) == (130, "removed\n", "")
 
 
 INTERRUPTED_WHILE_THE_LOOP_IS_MADE = """

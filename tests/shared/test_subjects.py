@@ -1,9 +1,10 @@
 import re
+from typing import get_args
 
 import pytest
 
 from shared.errors import ConfigurationError
-from shared.subjects import CONTROL_VERBS, Subjects, validated_run_id
+from shared.subjects import ControlVerb, Subjects, validated_run_id
 
 
 @pytest.mark.parametrize("run_id", ["a", "default", "Run_1-b", "x" * 64])
@@ -49,7 +50,7 @@ def test_the_subjects_are_those_of_the_protocol() -> None:
     assert subjects.replay_priorities == "seedrl.run.replay.priorities"
     assert subjects.replay_snapshot == "seedrl.run.replay.snapshot"
     assert subjects.status("learner", "1") == "seedrl.run.status.learner.1"
-    assert [subjects.control(verb) for verb in CONTROL_VERBS][:2] == [
+    assert [subjects.control(verb) for verb in get_args(ControlVerb)][:2] == [
         "seedrl.run.control.pause",
         "seedrl.run.control.resume",
     ]

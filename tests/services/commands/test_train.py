@@ -1,10 +1,16 @@
-"""What `seedrl train` says of services that have not said anything yet."""
+"""What `seedrl train` says, and where nobody can read it."""
 
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from services.commands.train import SILENT_SECONDS, _statuses
+import pytest
+from rich.console import Console
+from rich.live import Live
+
+from services.commands.train import SILENT_SECONDS, _Output, _statuses
 from services.local.process import ChildProcess
 from services.local.supervisor import SupervisedService
 from shared.bus.statuses import StatusBoard
@@ -24,3 +30,30 @@ def test_a_service_that_was_just_started_has_not_fallen_silent(tmp_path: Path) -
     assert silent == {"learner": {"silent_seconds": SILENT_SECONDS + 1}}
     learner.died_at = seen
     assert _statuses(run, board, now=seen + SILENT_SECONDS + 1) == {"learner": {}}
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def closed_pipe() -> int:
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+def closed_terminal() -> int:
+    ours, theirs = os.openpty()
+    os.close(ours)
+    return theirs
+
+
+@pytest.mark.parametrize("output", [full_disk, closed_pipe, closed_terminal])
+def test_what_cannot_be_shown_ends_nothing(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(output(), "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        silent: Any = _Output()
+        console = Console(file=silent, force_terminal=True)
+        with Live(console=console) as live:
+            live.update("steps")
+        console.print("stopping")

@@ -63,12 +63,30 @@ def test_a_preset_can_not_make_a_run_go_on_with_other_settings(said: str, tmp_pa
         loaded("CartPole-v1", "--preset", str(path), *(() if "resume" in said else ("--resume",)))
 
 
+@pytest.mark.parametrize("said", ["false", "0"])
+def test_the_environment_may_say_that_nothing_is_resumed(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDRL_RESUME", said)
+    assert not loaded("CartPole-v1").resume
+
+
+def test_runs_that_begin_in_the_same_second_have_different_directories() -> None:
+    assert len({loaded("CartPole-v1").directory for _ in range(3)}) == 3
+
+
 @pytest.mark.parametrize("name", ["mine", "default"])
 def test_a_given_run_id_is_kept_and_the_run_still_has_a_directory(name: str) -> None:
     config = loaded("CartPole-v1", "--run-id", name)
     assert config.run_id == name
     assert config.directory.parent == Path("runs")
     assert config.directory.name.startswith("cartpole-v1-")
+
+
+def test_an_environment_is_named_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"^ENV must be given \(see seedrl train --help\)$"):
+        loaded("--seed", "1")
+    monkeypatch.setenv("SEEDRL_ENV", "CartPole-v1")
+    assert loaded("--seed", "1").env == "CartPole-v1"
+    assert loaded("Acrobot-v1").env == "Acrobot-v1"
 
 
 def test_resuming_wants_a_directory_that_holds_a_run() -> None:
@@ -88,7 +106,8 @@ def write(*words: str) -> None:
 
 def test_a_resumed_run_has_its_own_configuration_and_options_win_over_it() -> None:
     write("CartPole-v1", "--preset", "cartpole", "--run-dir", "x", "--run-id", "mine", "--total-steps", "7")
-    resumed = loaded("CartPole-v1", "--resume", "--run-dir", "x", "--total-steps", "9")
+    resumed = loaded("--resume", "--run-dir", "x", "--total-steps", "9")
+    assert resumed.env == "CartPole-v1"
     assert (resumed.run_id, resumed.optimizer, resumed.total_steps) == ("mine", "adam", 9)
     with pytest.raises(RunError, match="its environment is CartPole-v1"):
         loaded("Acrobot-v1", "--resume", "--run-dir", "x")
@@ -212,6 +231,17 @@ def test_certificates_that_can_be_used_are_accepted(tmp_path: Path) -> None:
     assert loaded("CartPole-v1", *tls, "--tls-ca", str(certificates.ca)).tls_ca == certificates.ca
 
 
+@pytest.mark.parametrize("left_out", ["--tls-ca", "--tls-cert"])
+def test_tls_that_the_actors_of_the_run_would_not_speak_is_refused(left_out: str, tmp_path: Path) -> None:
+    certificates = made_certificates(tmp_path)
+    tls = {"--tls-cert": certificates.cert, "--tls-key": certificates.key, "--tls-ca": certificates.ca}
+    for option in (left_out, left_out.replace("cert", "key")):
+        tls.pop(option, None)
+    words = [word for option, path in tls.items() for word in (option, str(path))]
+    with pytest.raises(ConfigurationError, match=r"^tls_cert and tls_ca go together"):
+        loaded("CartPole-v1", *words)
+
+
 def test_what_is_written_down_is_a_preset_for_every_service_without_secrets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -234,7 +264,7 @@ def test_a_damaged_configuration_is_named(text: str) -> None:
 
 
 def test_atari_has_a_preset_unless_one_is_given(tmp_path: Path) -> None:
-    assert loaded("ALE/Pong-v5").network == "impala_shallow"
+    assert loaded("ALE/Pong-v5").network == loaded("ale_py:ALE/Pong-v5").network == "impala_shallow"
     Path("mine.yaml").write_text(yaml.safe_dump({"network": "nature"}))
     assert loaded("ALE/Pong-v5", "--preset", "mine.yaml").network == "nature"
 

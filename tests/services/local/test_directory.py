@@ -11,6 +11,8 @@ from services.local.directory import configured, used_directory
 from shared.accounts import write_accounts
 from shared.errors import RunError
 
+BEFORE = '{"discarded_steps": 7}'
+
 
 def config(directory: Path, *, resume: bool = False, **settings: float) -> TrainConfig:
     return TrainConfig.model_validate(
@@ -30,7 +32,7 @@ def test_a_resume_that_trains_nothing_leaves_configuration_and_summary_as_they_w
 ) -> None:
     before, after = config(tmp_path, unroll=7), config(tmp_path, resume=resume, unroll=8)
     write_config(before, tmp_path / "config.yaml")
-    (tmp_path / "summary.json").write_text("before")
+    (tmp_path / "summary.json").write_text(BEFORE)
 
     def use_it() -> None:
         with configured(after):
@@ -43,7 +45,7 @@ def test_a_resume_that_trains_nothing_leaves_configuration_and_summary_as_they_w
     with contextlib.nullcontext() if end is None else pytest.raises(end):
         use_it()
     assert f"unroll: {8 if stays else 7}" in (tmp_path / "config.yaml").read_text()
-    assert (tmp_path / "summary.json").read_text() == ("after" if stays else "before")
+    assert (tmp_path / "summary.json").read_text() == ("after" if stays else BEFORE)
     assert not list(tmp_path.glob("*.tmp"))
 
 

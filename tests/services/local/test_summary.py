@@ -1,5 +1,6 @@
 """summary.json: what it says and from where."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -9,6 +10,7 @@ from services.learner.accounts import Accounts
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import Outcome
 from services.local.config import TrainConfig
+from services.local.directory import configured
 from services.local.summary import discarded_before, frame_skip, untrained_queue, write_summary
 from shared.accounts import write_accounts
 from shared.bus.work_queue import QueueConsumer, QueueState, ensure_queue, publish_chunk
@@ -82,10 +84,19 @@ def test_a_run_that_trained_nothing_has_a_summary(tmp_path: Path) -> None:
 
 def test_discarded_steps_of_earlier_parts_count_in_a_resumed_run_only(tmp_path: Path) -> None:
     resumed = config(tmp_path, resume=True)
-    assert discarded_before(resumed) == 0
     write_summary(resumed, queue=None, discarded_steps=7, exit_reason="interrupted")
     assert discarded_before(resumed) == 7
     assert discarded_before(config(tmp_path)) == 0
+
+
+def test_what_a_killed_part_of_a_run_discarded_stays_unknown(tmp_path: Path) -> None:
+    resumed = config(tmp_path, resume=True)
+    assert discarded_before(resumed) is None
+    write_summary(resumed, queue=None, discarded_steps=7, exit_reason="interrupted")
+    with suppress(KeyboardInterrupt), configured(resumed):
+        write_accounts(tmp_path, Accounts(steps=10).to_json())
+        raise KeyboardInterrupt
+    assert discarded_before(resumed) is None
 
 
 def test_discarded_steps_that_nobody_told_of_stay_unknown(tmp_path: Path) -> None:
@@ -105,7 +116,7 @@ def test_a_damaged_summary_is_named(content: str, tmp_path: Path) -> None:
 def test_emulator_frames_are_told_from_steps() -> None:
     assert frame_skip("CartPole-v1", {}) == 1
     assert frame_skip("my_package:MyEnv-v0", {"frameskip": 8}) == 1  # who knows what it means there
-    assert frame_skip("ALE/Pong-v5", {}) == 4
+    assert frame_skip("ALE/Pong-v5", {}) == frame_skip("ale_py:ALE/Pong-v5", {}) == 4
     assert frame_skip("ALE/Pong-v5", {"frameskip": 2}) == 2
     assert frame_skip("ALE/Pong-v5", {"frameskip": [2, 5]}) is None
 
