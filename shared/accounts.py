@@ -84,6 +84,10 @@ class MessageAccounts(Generic[Outcome]):
         """Messages consumed and refused."""
         return self.consumed + sum(self.refused.values())
 
+    def published(self, queue: QueueNumbers) -> int:
+        """Messages ever published, as far as `queue`, which may be another than before, is known."""
+        return max(self.earlier_queues + queue.last_sequence, self.accounted)
+
     def count(self, outcomes: Iterable[Outcome]) -> None:
         """Counts messages that are about to be acknowledged."""
         for outcome in outcomes:

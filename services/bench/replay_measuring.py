@@ -194,7 +194,7 @@ class _Service:
             with contextlib.suppress(aiohttp.ClientConnectionError):  # not listening yet
                 async with self._http.get(self._status) as answer:
                     status = await answer.json()
-                if status["chunks"]["refused"]:
+                if status["chunks"] and status["chunks"]["refused"]:
                     raise RunError(f"replay refused chunks: {status['chunks']['refused_by_reason']}")
                 if status["inserted_items"] >= sequences:
                     return

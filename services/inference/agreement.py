@@ -4,6 +4,7 @@ import asyncio
 import math
 from functools import partial
 
+from services.inference.chunk_publisher import even_parts
 from services.inference.config import InferenceConfig
 from services.inference.engine import Engine, state_shapes
 from services.inference.metrics import InferenceMetrics
@@ -101,8 +102,8 @@ class Agreement:
             raise Refusal("spaces", difference)
         if introduction.role == "eval":
             return engine, 0
-        most = self._rows(engine.spec, engine.state_shapes, introduction.group_size)
-        rows, least = even_parts(introduction.group_size, most)
+        rows = self._rows(engine.spec, engine.state_shapes, introduction.group_size)
+        least = min(even_parts(introduction.group_size, rows))
         if self._least_rows is None or least < self._least_rows:
             await ensure_queue(self._bus, self._queue_size(least))
             self._least_rows = min(least, self._least_rows or least)
@@ -139,17 +140,6 @@ class Agreement:
 
     def _unavailable(self) -> Refusal:
         return Refusal("unavailable", f"waiting for NATS at {self._bus.address}", status="UNAVAILABLE")
-
-
-def even_parts(group_size: int, most: int) -> tuple[int, int]:
-    """Rows of a group's messages when each holds `most` at most, and those of its smallest one.
-
-    In parts of nearly the same size: a queue full of small rests could hold less than a batch, and then
-    neither the learner nor inference could go on.
-    """
-    messages = math.ceil(group_size / most)
-    rows = math.ceil(group_size / messages)
-    return rows, group_size - rows * (messages - 1)
 
 
 def _built_shapes(spec: RunSpec) -> StateShapes:

@@ -1,6 +1,8 @@
 """Brings finished chunks to the work queue, in order within a stream; retries until they are kept."""
 
 import asyncio
+import itertools
+import math
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -196,9 +198,19 @@ class _Job:
         return [encode_chunk(part) for part in parts]
 
 
-def _parts(chunk: Chunk, rows: int) -> list[Chunk]:
-    starts = range(0, chunk.rows, rows)
-    return [slice_rows(chunk, start, min(start + rows, chunk.rows)) for start in starts]
+def even_parts(group_size: int, most: int) -> list[int]:
+    """Rows of a group's messages when each holds `most` at most; they differ by one at most.
+
+    A queue full of small rests could hold less than a batch, and then neither the learner nor inference could
+    go on; one that is large enough for rests alone holds much more than it should.
+    """
+    messages = math.ceil(group_size / most)
+    return [(group_size + number) // messages for number in range(messages)]
+
+
+def _parts(chunk: Chunk, most: int) -> list[Chunk]:
+    ends = list(itertools.accumulate(even_parts(chunk.rows, most)))
+    return [slice_rows(chunk, start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
 def _message_id(part: Chunk) -> str:

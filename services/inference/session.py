@@ -18,6 +18,7 @@ from shared.wire.hello import PROTOCOL_VERSION, environment_from_hello
 Role = Literal["train", "eval"]
 
 _ROLES: dict[int, Role] = {pb.ROLE_TRAIN: "train", pb.ROLE_EVAL: "eval"}
+_MOST = float(np.finfo(np.float32).max)
 FRAMING_BYTES = 65_536
 """What a Step may have beyond its arrays: field tags, and what later versions may add."""
 
@@ -151,13 +152,18 @@ class StepReader:
 
 def _checked(leaf: LeafSpec, values: Array) -> Array:
     name = f"observation {leaf.name!r}"
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise Refusal("observation", f"{name} holds a value that is not finite")
+    if values.dtype.kind == "f" and not _fits_float32(values):
+        raise Refusal("observation", f"{name} holds a value that is not finite as float32")
     if values.dtype.kind == "b" and (values.view(np.uint8) > 1).any():
         raise Refusal("observation", f"{name} holds a bool that is neither 0 nor 1")
     if leaf.n and ((values < 0) | (values >= leaf.n)).any():
         raise Refusal("observation", f"{name} holds a value outside 0 … {leaf.n - 1}")
     return values
+
+
+def _fits_float32(values: Array) -> bool:
+    """Whether all are finite also in the type that networks compute in."""
+    return bool((np.isfinite(values) if values.itemsize <= 4 else np.abs(values) <= _MOST).all())
 
 
 def _parsed(data: bytes) -> pb.ActRequest:

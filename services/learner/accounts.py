@@ -152,7 +152,7 @@ def summary(accounts: Accounts, queue: QueueNumbers) -> dict[str, Any]:
             "max": accounts.lag_at(1.0),
         },
         "chunks": {
-            "published": accounts.earlier_queues + queue.last_sequence,
+            "published": accounts.published(queue),
             "trained": accounts.trained,
             "refused": sum(accounts.refused.values()),
             "refused_by_reason": dict(accounts.refused),

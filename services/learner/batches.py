@@ -94,11 +94,11 @@ def _assembled(slices: Sequence[Slice], reward_clip: float, device: torch.device
     return TrainingBatch(
         inputs=inputs,
         state=tuple(joined(lambda chunk, at=at: chunk.state[at]) for at in state_leaves),  # type: ignore[misc]
-        action=_time_major(action),
-        reward=_time_major(clip_rewards(reward, reward_clip)),
-        terminated=_time_major(joined(lambda chunk: chunk.terminated)),
+        action=time_major(action),
+        reward=time_major(clip_rewards(reward, reward_clip)),
+        terminated=time_major(joined(lambda chunk: chunk.terminated)),
         reset_steps=inputs.is_first[1:],
-        behaviour_logits=_time_major(joined(_logits)),
+        behaviour_logits=time_major(joined(_logits)),
     )
 
 
@@ -107,7 +107,8 @@ def _logits(chunk: Chunk) -> Array:
     return chunk.behaviour_logits
 
 
-def _time_major(batch_major: Tensor) -> Tensor:
+def time_major(batch_major: Tensor) -> Tensor:
+    """[R, T, …] as [T, R, …]."""
     return batch_major.transpose(0, 1).contiguous()
 
 

@@ -26,7 +26,7 @@ from shared.accounts import write_accounts
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.key_values import LEARNER_LEASE, held_lease, keep_spec, wait_for_spec
-from shared.bus.work_queue import QueueConsumer, is_queued, queue_state
+from shared.bus.work_queue import QueueConsumer, queue_state, still_queued
 from shared.errors import RunError
 from shared.runtime import in_thread
 from shared.specs import RunSpec
@@ -129,7 +129,7 @@ class Learner:
         known = has_begun(config.directory)
         accounts = load_accounts(config.directory)
         session = await in_thread(partial(Session, config, spec, accounts), self._training)
-        queued = [seq for seq in accounts.pending if await bus.persistently(partial(is_queued, bus, seq))]
+        queued = await bus.persistently(partial(still_queued, bus, accounts.pending))
         accounts.resolve(still_queued=queued)
         if self._link is None:  # else the messages are replay's
             accounts.settle_queue(await bus.persistently(partial(queue_state, bus)), known=known)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.learner.batches import on_own_stream
+from services.learner.batches import on_own_stream, time_major
 from shared.errors import ChunkError
 from shared.networks.interface import NetworkInput, State
 from shared.networks.unroll import clip_rewards, network_input
@@ -121,9 +121,9 @@ def _assembled(
     return SequenceBatch(
         inputs=inputs,
         state=tuple(first(state(number)) for number in range(len(firsts[0].state))),
-        action=_time_major(action),
-        reward=_time_major(clip_rewards(reward, reward_clip)),
-        terminated=_time_major(steps(lambda chunk: chunk.terminated)),
+        action=time_major(action),
+        reward=time_major(clip_rewards(reward, reward_clip)),
+        terminated=time_major(steps(lambda chunk: chunk.terminated)),
         reset_steps=inputs.is_first[1:],
         importance_weights=_sent(importance_weights.astype(np.float32), device),
     )
@@ -160,7 +160,3 @@ def _sent(array: Array, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def _time_major(batch_major: Tensor) -> Tensor:
-    return batch_major.transpose(0, 1).contiguous()

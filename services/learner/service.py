@@ -42,7 +42,7 @@ async def run(config: LearnerConfig, *, stop: asyncio.Event) -> None:
     report = Report(
         nats=without_credentials(config.nats_url),
         agent=config.agent,
-        accounts=load_accounts(config.directory),  # before anybody asks: counters never fall
+        accounts=load_accounts(config.directory),  # before anybody asks
     )
     progress, registry = Progress(), new_registry()
     registry.register(LearnerMetrics(report))

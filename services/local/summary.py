@@ -12,7 +12,7 @@ from services.learner.replay_counts import ReplayCounts
 from services.local.config import TrainConfig, is_atari, write_file
 from services.local.reading import reading
 from shared.bus.connection import Bus
-from shared.bus.work_queue import QueueState, is_queued, queue_state
+from shared.bus.work_queue import QueueState, queue_state, still_queued
 
 SUMMARY_FILE = "summary.json"
 _ATARI_FRAME_SKIP = 4
@@ -29,7 +29,7 @@ def frame_skip(env: str, env_kwargs: Mapping[str, Any]) -> int | None:
 async def untrained_queue(bus: Bus, run_dir: Path) -> QueueState:
     """The queue, without what the learner trained but could not acknowledge before its end."""
     state = await queue_state(bus)
-    trained = [sequence for sequence in load_accounts(run_dir).pending if await is_queued(bus, sequence)]
+    trained = await still_queued(bus, load_accounts(run_dir).pending)
     return replace(state, messages=state.messages - len(trained))
 
 

@@ -20,27 +20,45 @@ from shared.wire.chunk_rows import Rows, split_message
 FETCH_SECONDS = 1.0
 MESSAGES_IN_HAND = 16
 """So many at most are taken from the queue and not acknowledged yet; while inserts wait they stay there."""
+_FETCHED = MESSAGES_IN_HAND // 2  # at once: while these are inserted, the next ones come
 _LONG_SECONDS = 30.0
 
 log = get_logger(__name__)
 
 
 class Silence:
-    """After how much of it a stream has ended; more than the slowest one takes from chunk to chunk."""
+    """Which streams have ended: more silence than the slowest one has from chunk to chunk, while others were
+    heard.
+    """
 
-    def __init__(self, *, least: float = 600.0, remembered: float = 86_400.0) -> None:
+    def __init__(self, now: float, *, least: float = 600.0, remembered: float = 86_400.0) -> None:
         """Seconds: it is at least that long; streams are remembered for so long after their last chunk."""
         self.seconds = least
         self._remembered = remembered
         self._heard: dict[str, float] = {}  # the one silent longest first
+        self._heard_at = now  # at last
+        self._since = now  # since then no stream was kept from being heard
 
     def heard(self, stream_id: str, now: float) -> None:
         """A chunk of that stream came."""
+        if now - self._heard_at > _LONG_SECONDS:  # nobody's did: the run was paused, or NATS away
+            self._since = now
+        self._heard_at = now
         if (before := self._heard.pop(stream_id, None)) is not None:
             self.seconds = max(self.seconds, 4 * (now - before))
         self._heard[stream_id] = now
         while now - next(iter(self._heard.values())) > self._remembered:
             del self._heard[next(iter(self._heard))]
+
+    def ended_before(self, now: float) -> float | None:
+        """Streams not heard of since then have ended; None: that cannot be told yet."""
+        return now - self.seconds if now - self._since > self.seconds else None
+
+    def deaf(self, now: float) -> None:
+        """Until now none could be heard, since the last chunk had to wait."""
+        if now - self._heard_at > _LONG_SECONDS:
+            self._since = now
+        self._heard_at = now
 
 
 class Feeder:
@@ -63,8 +81,7 @@ class Feeder:
         self._metrics = metrics
         self._executor = executor
         self._check = partial(check_rows, spec=spec, run_id=run_id)
-        self._heard_since = time.time()  # since then no stream was kept from being heard
-        self._silence = Silence()
+        self._silence = Silence(time.time())
 
     async def run(self) -> None:
         """Inserts for ever. Raises ConfigurationError when the error buffer is too small for a message."""
@@ -76,14 +93,15 @@ class Feeder:
                 fetching = asyncio.create_task(self._fetched())  # while these are inserted
                 for message, rows in taken:
                     await self._insert(message, rows)
-                self._forget_silent()
+                if taken:
+                    self._forget_silent()
         finally:
             fetching.cancel()
             await asyncio.wait([fetching])
 
     async def _fetched(self) -> list[tuple[QueueMessage, Rows | Outcome]]:
-        await self._books.has_room()
-        messages = await self._consumer.fetch(MESSAGES_IN_HAND // 2, FETCH_SECONDS)
+        await self._books.has_room(_FETCHED)
+        messages = await self._consumer.fetch(_FETCHED, FETCH_SECONDS)
         new = [message for message in messages if self._books.hold(message)]
         rows = await in_thread(lambda: [self._rows_in(message) for message in new], self._executor)
         return list(zip(new, rows, strict=True))
@@ -107,21 +125,19 @@ class Feeder:
             return
         steps = rows.outline.steps
         self._silence.heard(rows.header.stream_id, time.time())
-        blocked = self._gate.inserts.seconds
         try:
             inserted = await self._gate.insert(rows)
         except ValueError as error:
             log.warning("chunk refused", sequence=message.sequence, reason="too_large", words=str(error))
             self._books.count(Outcome(message.sequence, "too_large", steps))
             return
-        if self._gate.inserts.seconds - blocked > _LONG_SECONDS:
-            self._heard_since = time.time()
+        self._silence.deaf(time.time())
         self._books.accounts.inserted_items += inserted.items
         self._books.count(Outcome(message.sequence, None, steps))
         self._metrics.inserted(inserted)
 
     def _forget_silent(self) -> None:
         """Frees what streams that ended have left; one that merely could not be heard is none of them."""
-        now = time.time()
-        if now - self._heard_since > self._silence.seconds:
-            self._gate.shelf.table.drop_silent(now - self._silence.seconds)
+        since = self._silence.ended_before(time.time())
+        if since is not None:
+            self._gate.shelf.table.drop_silent(since)

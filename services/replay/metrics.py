@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from services.replay.items import Refusal
 from services.replay.report import Report
 from services.replay.table import Inserted, Sampled
+from shared.families import Families
 
 _PREFIX = "seedrl_replay"
 _AGES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
@@ -74,57 +75,52 @@ class ReportMetrics(Collector):
 
     def __init__(self, report: Report) -> None:
         self._report = report
+        self._families = Families(_PREFIX)
 
     def collect(self) -> Iterator[Metric]:
         """All families, with the values of now."""
-        accounts = self._report.accounts
-        yield _counter("inserted_items", "Sequences inserted.", accounts.inserted_items)
-        yield _counter("sampled_items", "Sequences sampled.", accounts.sampled_items)
-        yield _counter("steps", "Environment steps in inserted and refused chunks.", accounts.steps)
-        yield _counter("redelivered_chunks", "Messages delivered more than once.", accounts.redelivered)
-        yield _counter("rolled_back_chunks", "Inserted messages that crashes lost.", accounts.rolled_back)
-        chunks = CounterMetricFamily(
-            f"{_PREFIX}_chunks", "Messages done with, by what became of them.", labels=["outcome"]
+        accounts, counter = self._report.accounts, self._families.counter
+        yield counter("inserted_items", "Sequences inserted.", accounts.inserted_items)
+        yield counter("sampled_items", "Sequences sampled.", accounts.sampled_items)
+        yield counter("steps", "Environment steps in inserted and refused chunks.", self._report.steps)
+        yield counter("redelivered_chunks", "Messages delivered more than once.", accounts.redelivered)
+        yield counter("rolled_back_chunks", "Inserted messages that crashes lost.", accounts.rolled_back)
+        refused = {f"refused_{reason}": count for reason, count in accounts.refused.items()}
+        yield self._families.counters(
+            "chunks",
+            "Messages done with, by what became of them.",
+            label="outcome",
+            values={"inserted": accounts.inserted, **refused},
         )
-        chunks.add_metric(["inserted"], accounts.inserted)
-        for reason, count in accounts.refused.items():
-            chunks.add_metric([f"refused_{reason}"], count)
-        yield chunks
         yield from self._report.activity.collect()
         yield from self._gauges()
         yield from self._blocked()
 
     def _gauges(self) -> Iterator[Metric]:
-        status = self._report.table_status()
-        yield _gauge("items", "Sequences held.", status["items"])
-        yield _gauge("size_bytes", "Bytes of the chunk rows held.", status["bytes"])
-        yield _gauge("rows", "Chunk rows held, each counted once.", status["rows"])
-        yield _gauge("streams", "Streams whose sequences may go on.", status["streams"])
-        yield _gauge("samples_per_insert", "Sequences sampled per sequence inserted.", self._report.ratio)
-        yield _gauge("limiter_balance", "Samples owed to inserts, within the buffer.", status["balance"])
-        yield _gauge("queued_chunks", "Messages in the work queue.", self._report.queue.messages)
-        yield _gauge("held_chunks", "Messages of the work queue in hand.", self._report.held())
+        status, gauge = self._report.table_status(), self._families.gauge
+        yield gauge("items", "Sequences held.", status["items"])
+        yield gauge("size_bytes", "Bytes of the chunk rows held.", status["bytes"])
+        yield gauge("rows", "Chunk rows held, each counted once.", status["rows"])
+        yield gauge("streams", "Streams whose sequences may go on.", status["streams"])
+        yield gauge("samples_per_insert", "Sequences sampled per sequence inserted.", self._report.ratio)
+        yield gauge("limiter_balance", "Samples owed to inserts, within the buffer.", status["balance"])
+        yield gauge("queued_chunks", "Messages in the work queue.", self._report.queue.messages)
+        yield gauge("held_chunks", "Messages of the work queue in hand.", self._report.held())
 
     def _blocked(self) -> Iterator[Metric]:
+        sides = self._report.blocked()
         blocked = GaugeMetricFamily(f"{_PREFIX}_blocked", "1 while that side waits.", labels=["side"])
-        seconds = CounterMetricFamily(
-            f"{_PREFIX}_blocked_seconds", "How long that side waited, since the start.", labels=["side"]
-        )
-        for side, (is_blocked, total) in self._report.blocked().items():
+        for side, (is_blocked, _) in sides.items():
             blocked.add_metric([side], float(is_blocked))
-            seconds.add_metric([side], total)
         yield blocked
-        yield seconds
+        yield self._families.counters(
+            "blocked_seconds",
+            "How long that side waited, since the start.",
+            label="side",
+            values={side: total for side, (_, total) in sides.items()},
+        )
 
 
 def _observe(histogram: Histogram, values: NDArray[np.floating] | NDArray[np.int64]) -> None:
     for value in values.tolist():
         histogram.observe(value)
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(f"{_PREFIX}_{name}", text, value=value)
-
-
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"{_PREFIX}_{name}", text, value=value)

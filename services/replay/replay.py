@@ -24,7 +24,7 @@ from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.key_values import REPLAY_LEASE, held_lease, wait_for_spec
 from shared.bus.replay import serve_replay
-from shared.bus.work_queue import QueueConsumer, is_queued, queue_state
+from shared.bus.work_queue import QueueConsumer, queue_state, still_queued
 from shared.errors import ConfigurationError, ConnectionFailed, RunError
 from shared.run_spec import own_spec
 from shared.runtime import in_thread, run_until_stopped
@@ -105,8 +105,8 @@ class Replay:
         accounts = await in_thread(partial(load_accounts, config.replay_dir), threads.journal)
         is_known, accounts = bool(accounts or snapshot), accounts or Accounts()
         mark = snapshot.beside["mark"] if snapshot else None
-        in_doubt = sorted(accounts.in_doubt(mark))
-        queued = [seq for seq in in_doubt if await bus.persistently(partial(is_queued, bus, seq))]
+        report.least_steps = accounts.steps
+        queued = await bus.persistently(partial(still_queued, bus, sorted(accounts.in_doubt(mark))))
         accounts.resolve(still_queued=queued)
         accounts.restore(mark, still_queued=queued)
         accounts.settle_queue(await bus.persistently(partial(queue_state, bus)), known=is_known)

@@ -21,6 +21,7 @@ class Report:
     awaited: list[str] = field(default_factory=list)  # before anything can be inserted
     gate: Gate | None = None  # once there is a spec
     accounts: Accounts = field(default_factory=Accounts)
+    least_steps: int = 0  # said before a crash; what was not acknowledged then is counted when it comes again
     queue: QueueState = field(default_factory=lambda: QueueState(0, 0))
     held: Callable[[], int] = lambda: 0  # messages in hand
     snapshot: dict[str, Any] | None = None  # the newest: name, items, bytes, seconds
@@ -28,6 +29,11 @@ class Report:
 
     def __post_init__(self) -> None:
         self.activity = Activity("replay", process_time, lambda: self.blocked()["inserts"][1])
+
+    @property
+    def steps(self) -> int:
+        """Environment steps inserted and refused; never fewer than before a crash."""
+        return max(self.least_steps, self.accounts.steps)
 
     @property
     def ratio(self) -> float:
@@ -68,13 +74,14 @@ class Report:
             "waiting": self.waiting(),
             "activity": self.activity.shares(),
             **self.table_status(),
-            "steps": self.accounts.steps,
+            "steps": self.steps,
             "inserted_items": self.accounts.inserted_items,
             "sampled_items": self.accounts.sampled_items,
             "samples_per_insert": self.ratio,
             "blocked": {side: is_blocked for side, (is_blocked, _) in self.blocked().items()},
             "blocked_seconds": {side: round(seconds, 3) for side, (_, seconds) in self.blocked().items()},
-            "chunks": self._chunks(),
+            # Who waits for another replay's lease knows only what the journal said at its start.
+            "chunks": self._chunks() if self.gate is not None else None,
             "messages_held": self.held(),
             "snapshot": self.snapshot,
             "restored": self.restored,
@@ -83,7 +90,7 @@ class Report:
     def _chunks(self) -> dict[str, Any]:
         accounts = self.accounts
         return {
-            "published": accounts.earlier_queues + self.queue.last_sequence,
+            "published": accounts.published(self.queue),
             "inserted": accounts.inserted,
             "refused": sum(accounts.refused.values()),
             "refused_by_reason": dict(accounts.refused),

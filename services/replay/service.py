@@ -37,7 +37,7 @@ async def run(config: ReplayConfig, *, stop: asyncio.Event) -> None:
         raise ConfigurationError(f"replay is for --agent r2d2, not {config.agent}")
     report = Report(
         nats=without_credentials(config.nats_url),
-        accounts=load_accounts(config.replay_dir) or Accounts(),  # before anybody asks: counters never fall
+        accounts=load_accounts(config.replay_dir) or Accounts(),  # before anybody asks
     )
     progress, registry = Progress(), new_registry()
     registry.register(ReportMetrics(report))

@@ -14,10 +14,10 @@ class Bookkeeper(Settling[Accounts]):
         super().__init__(accounts, directory, executor)
         self._most = most
 
-    async def has_room(self) -> None:
-        """Waits until there are fewer messages in hand than `most`."""
+    async def has_room(self, count: int) -> None:
+        """Waits until `count` more messages in hand are no more than `most`."""
         async with self._settled:
-            await self._settled.wait_for(lambda: len(self._held) < self._most)
+            await self._settled.wait_for(lambda: len(self._held) + count <= self._most)
 
     def count(self, outcome: Outcome) -> None:
         """Counts a message in hand that is done with."""

@@ -145,9 +145,9 @@ class Table:
             stale += added.stale
             if added.complete:
                 complete.append(added.complete)
-        removed = self._append(complete, now)
-        self.inserts += len(complete)
-        return Inserted(len(complete), removed, gaps, stale)
+        items, removed = self._append(complete, now)
+        self.inserts += items
+        return Inserted(items, removed, gaps, stale)
 
     def sample(self, n: int, *, now: float) -> Sampled:
         """Draws n items, independently and with replacement; if all have priority 0, all alike.
@@ -240,19 +240,23 @@ class Table:
             raise ValueError(f"{size} bytes of rows are more than the {self.max_bytes} of the whole table")
         return errors
 
-    def _append(self, complete: list[tuple[KeptRow, ...]], now: float) -> Removed:
-        """Makes items of complete rows and room for them; what was removed for it."""
-        removed = []
+    def _append(self, complete: list[tuple[KeptRow, ...]], now: float) -> tuple[int, Removed]:
+        """Makes items of complete rows and room for them; how many, and what was removed for it."""
+        items, removed = 0, []
         for start in range(0, len(complete), self.capacity):  # a message may complete more than fit
             part = complete[start : start + self.capacity]
             removed.append(self._make_room(len(part), now))
+            if self._too_many_bytes:  # of these alone
+                self._store.release(kept.slot for item in part for kept in item)
+                continue
+            items += len(part)
             td_errors = np.array([[kept.td_errors for kept in item] for item in part]).reshape(len(part), -1)
             valid = np.array([[kept.valid for kept in item] for item in part]).reshape(len(part), -1)
             rows = [[kept.slot for kept in item] for item in part]
             self._hold(self._items.append(rows, self._priorities(td_errors, valid), now))
         removed.append(self._make_room(0, now))
         ages, uses = zip(*removed, strict=True)
-        return Removed(np.concatenate(ages), np.concatenate(uses))
+        return items, Removed(np.concatenate(ages), np.concatenate(uses))
 
     def _hold(self, slots: NDArray[np.int64]) -> None:
         for slot, rows in zip(slots.tolist(), self._items.rows(slots).tolist(), strict=True):
@@ -267,7 +271,7 @@ class Table:
             self._store.release(self._items.rows(np.array([slot]))[0].tolist())
             removed += 1
         told = self._items.remove_oldest(removed, now)
-        while self._too_many_bytes and not self.size:
+        while self._too_many_bytes and not self.size and self._store.streams:
             self._store.drop_most_silent()
         return told
 

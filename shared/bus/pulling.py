@@ -79,18 +79,19 @@ class Puller:
                 raise ConnectionFailed(f"{what}: there is no stream {self._stream}") from error
         self._is_ready = True
 
-    async def take_over(self) -> int:
+    async def take_over(self) -> api.SequenceInfo | None:
         """Takes the place of whoever used the consumer before; raises ConnectionFailed.
 
-        What that one had not acknowledged comes again at once, and before anything newer. Returns the number
-        of the last message that it was given, 0 where there was none.
+        What that one had not acknowledged comes again at once, and before anything newer. Returns which was
+        the last message that it was given, and when; None where there was nobody.
         """
         what = f"consumer {self._consumer.durable_name}"
         with trouble(what), suppress(NotFoundError):
             info = await self._bus.js.consumer_info(self._stream, self._consumer.durable_name or "")
             await self._bus.js.delete_consumer(self._stream, self._consumer.durable_name or "")
-            return info.delivered.stream_seq if info.delivered is not None else 0
-        return 0
+            delivered: api.SequenceInfo | None = info.delivered
+            return delivered
+        return None
 
     def doubt(self) -> None:
         """Makes the next use create the consumer again; what is there already stays."""

@@ -2,8 +2,8 @@
 
 Who asks for a sample or a snapshot waits as long as it takes, and hears each second that it should. Every
 such word, and every part of an answer, is confirmed: thus replay notices who went away and does not wait for
-it, and sends no faster than is taken. A call that is tried again carries the number of the attempt, and takes
-the place of the attempt before.
+it, and sends no faster than is taken. A call that is tried again carries the number of the attempt; for a
+sample it takes the place of the attempt before, while a snapshot may be written once for each.
 """
 
 import asyncio

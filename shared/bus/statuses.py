@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import nats.errors
 import orjson
 
 from shared.bus.connection import Bus
@@ -53,5 +54,5 @@ async def watched_statuses(bus: Bus, board: StatusBoard | None = None) -> AsyncI
     try:
         yield board
     finally:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()

@@ -9,6 +9,7 @@ from nats.js.kv import KeyValue
 
 from shared.bus.connection import API_TIMEOUT_SECONDS, Bus
 from shared.bus.trouble import STREAM_NAME_IN_USE, refusal, trouble
+from shared.errors import ConnectionFailed
 
 MAX_EPISODE_MESSAGES = 10_000
 _KEPT_WEIGHTS = 2
@@ -51,12 +52,18 @@ async def stream_info(bus: Bus, stream: str) -> api.StreamInfo | None:
 
 
 async def stream_details(bus: Bus, stream: str) -> dict[str, Any] | None:
-    """The state of a stream with the sequences that were removed from its middle; None: no stream."""
+    """The state of a stream with the sequences that were removed from its middle; None: no stream.
+
+    Raises ConnectionFailed.
+    """
     with trouble(f"stream {stream}"):
         answer = await bus.nc.request(
             f"$JS.API.STREAM.INFO.{stream}", b'{"deleted_details": true}', timeout=API_TIMEOUT_SECONDS
         )
-    state: dict[str, Any] | None = orjson.loads(answer.data).get("state")
+    said = orjson.loads(answer.data)
+    if (error := said.get("error")) and error.get("code") != 404:
+        raise ConnectionFailed(f"stream {stream}: {error.get('description', error)}")
+    state: dict[str, Any] | None = said.get("state")
     return state
 
 

@@ -7,6 +7,7 @@ server acknowledges messages that it did not keep (nats-server issue 4771).
 
 import asyncio
 import math
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -112,12 +113,13 @@ async def has_room(bus: Bus) -> bool:
     return info is None or info.state.messages < (info.config.max_msgs or math.inf)
 
 
-async def is_queued(bus: Bus, sequence: int) -> bool:
-    """Whether the queue holds the message: kept, not acknowledged. Raises ConnectionFailed."""
+async def still_queued(bus: Bus, sequences: Iterable[int]) -> list[int]:
+    """Those of `sequences` that the queue holds: kept, not acknowledged. Raises ConnectionFailed."""
     state = await stream_details(bus, bus.subjects.trajectories_stream)
     if state is None or not state["messages"]:
-        return False
-    return state["first_seq"] <= sequence <= state["last_seq"] and sequence not in state.get("deleted", ())
+        return []
+    first, last, gone = state["first_seq"], state["last_seq"], set(state.get("deleted", ()))
+    return [sequence for sequence in sequences if first <= sequence <= last and sequence not in gone]
 
 
 class QueueMessage:
@@ -129,17 +131,15 @@ class QueueMessage:
     """
 
     def __init__(
-        self, message: Msg, bus: Bus, puller: Puller, lost: "asyncio.Future[None]", *, delivered_before: int
+        self, message: Msg, bus: Bus, puller: Puller, lost: "asyncio.Future[None]", *, was_delivered: bool
     ) -> None:
-        """`lost`: done when the connection that `message` came on is. `delivered_before`: in the queue, up to
-        this number, to somebody else.
-        """
+        """`lost`: done when the connection that `message` came on is. `was_delivered`: to somebody else."""
         metadata = message.metadata
         self.data: bytes = message.data
         self.sequence: int = metadata.sequence.stream
         self.kept_at = metadata.timestamp
         """When the server kept it; with `sequence` it tells the message from all others there ever were."""
-        self.redelivered: bool = metadata.num_delivered > 1 or self.sequence <= delivered_before
+        self.redelivered: bool = metadata.num_delivered > 1 or was_delivered
         self._reply = message.reply
         self._bus = bus
         self._puller = puller
@@ -228,7 +228,7 @@ class QueueConsumer:
             ),
         )
         self._in_hand: WeakValueDictionary[int, QueueMessage] = WeakValueDictionary()
-        self._delivered_before = 0  # the last message that was given to whoever consumed before
+        self._delivered_before: api.SequenceInfo | None = None  # the last message, to whoever consumed before
 
     async def take_over(self) -> None:
         """Makes what a consumer that died had in hand come at once, in its order, not after `ack_wait`.
@@ -257,9 +257,17 @@ class QueueConsumer:
         return held is not None and await held.is_in_place_of(message)
 
     def _taken(self, message: Msg, lost: "asyncio.Future[None]") -> QueueMessage:
-        taken = QueueMessage(message, self._bus, self._puller, lost, delivered_before=self._delivered_before)
+        was_delivered = self._was_delivered(message)
+        taken = QueueMessage(message, self._bus, self._puller, lost, was_delivered=was_delivered)
         self._in_hand[taken.sequence] = taken
         return taken
+
+    def _was_delivered(self, message: Msg) -> bool:
+        """To whoever consumed before. Where the server lost its store, its numbers begin at 1 again."""
+        before, metadata = self._delivered_before, message.metadata
+        if before is None or before.last_active is None or metadata.sequence.stream > before.stream_seq:
+            return False
+        return bool(metadata.timestamp <= before.last_active + _SAME_TIME)
 
 
 async def _ensure_size(bus: Bus, max_messages: int) -> None:

@@ -5,7 +5,7 @@ import grpc
 import pytest
 
 from services.inference import agreement
-from services.inference.agreement import even_parts
+from services.inference.chunk_publisher import even_parts
 from services.inference.service import run
 from shared.bus.connection import Bus
 from shared.bus.key_values import create_spec, wait_for_spec
@@ -127,18 +127,24 @@ async def test_a_group_too_large_for_one_message_sends_its_rows_in_several_in_or
             chunks += await learner.check_chunks(1, actor.group)
         await playing
         assert [(chunk.header.number, chunk.header.first_row, chunk.rows) for chunk in chunks] == [
-            (number, first, rows) for number in (0, 1, 2) for first, rows in ((0, 2), (2, 2), (4, 1))
+            (number, first, rows) for number in (0, 1, 2) for first, rows in ((0, 1), (1, 2), (3, 2))
         ]
 
 
 @pytest.mark.parametrize(
-    ("group_size", "most", "rows", "least"), [(55, 54, 28, 27), (32, 32, 32, 32), (10, 4, 4, 2), (5, 2, 2, 1)]
+    ("group_size", "most", "parts"),
+    [
+        (55, 54, [27, 28]),
+        (32, 32, [32]),
+        (10, 4, [3, 3, 4]),
+        (5, 2, [1, 2, 2]),
+        (31, 6, [5, 5, 5, 5, 5, 6]),
+        (64, 7, [6] * 6 + [7] * 4),
+    ],
 )
-def test_a_groups_messages_are_of_nearly_the_same_size(
-    group_size: int, most: int, rows: int, least: int
-) -> None:
+def test_a_groups_messages_are_of_nearly_the_same_size(group_size: int, most: int, parts: list[int]) -> None:
     """A queue full of one-row rests would hold less than a batch, and nobody could go on."""
-    assert even_parts(group_size, most) == (rows, least)
+    assert even_parts(group_size, most) == parts
 
 
 async def test_the_queue_holds_the_batches_it_is_said_to_and_grows_for_smaller_groups(nats: NatsRun) -> None:

@@ -181,6 +181,24 @@ def test_float_observations_are_finite(value: float) -> None:
     assert "'observation' holds a value that is not finite" in str(refusal)
 
 
+def test_float_observations_are_finite_in_the_type_that_networks_compute_in() -> None:
+    leaf = LeafSpec(name="observation", dtype="float64", shape=(2,), low=(-np.inf,), high=(np.inf,))
+    environment = EnvironmentSpec(observation=(leaf,), num_actions=2)
+
+    def step(value: float) -> bytes:
+        observation = np.full((ROWS, 2), value, "<f8").tobytes()
+        flags = {name: bytes(ROWS) for name in ("terminated", "truncated")}
+        return pb.ActRequest(
+            step=pb.Step(
+                sequence=0, observation=[observation], reward=bytes(4 * ROWS), is_first=b"\1" * ROWS, **flags
+            )
+        ).SerializeToString()
+
+    assert StepReader(environment, group_size=ROWS).read(step(3e38)).observation["observation"].max() == 3e38
+    refusal = refused(StepReader(environment, group_size=ROWS).read, step(1e300))
+    assert "'observation' holds a value that is not finite as float32" in str(refusal)
+
+
 def test_a_step_longer_than_it_can_be_is_not_even_parsed() -> None:
     refusal = refused(reader().read, b"\xff" * (FRAMING_BYTES + ROWS * 20 + 1))
     assert refusal.reason == "size"

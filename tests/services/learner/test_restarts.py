@@ -19,7 +19,7 @@ from shared.accounts import ACCOUNTS_FILE, write_accounts
 from shared.bus.key_values import wait_for_spec
 from shared.bus.streams import run_bucket
 from shared.bus.weights import watch_weights
-from shared.bus.work_queue import QueueConsumer, QueueMessage, is_queued, queue_state
+from shared.bus.work_queue import QueueConsumer, QueueMessage, queue_state, still_queued
 from shared.checkpoints import latest_checkpoint
 from shared.errors import ConfigurationError, RunError
 from tests.support.commands import command, environment
@@ -207,7 +207,8 @@ async def test_the_accounts_are_exact_after_kills_in_the_middle_of_training(
             assert await process.wait() == 0, (tmp_path / "learner.log").read_text()
         accounts = await queue.exact_accounts(tmp_path)
         assert accounts.pending == {}
-        gone = [rows for sequence, rows in queue.rows.items() if not await is_queued(bus, sequence)]
+        kept = await still_queued(bus, queue.rows)
+        gone = [rows for sequence, rows in queue.rows.items() if sequence not in kept]
         assert accounts.trained == len(gone)
         assert accounts.steps == sum(gone) * UNROLL
         assert accounts.redelivered >= 1

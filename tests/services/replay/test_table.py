@@ -194,6 +194,18 @@ def test_bytes_are_bounded_by_removing_the_oldest_and_then_what_waits() -> None:
     assert (waiting.total_bytes, waiting.streams, waiting.size) == (90, 3, 0)
 
 
+def test_items_that_are_larger_than_the_table_are_let_go_and_smaller_ones_still_come() -> None:
+    table = table_of(max_bytes=500, chunks_per_item=2)
+    for number in range(4):
+        assert put(table, number, data=b"x" * 300).items == 0
+    assert (table.size, table.inserts) == (0, 0)
+    assert table.total_bytes <= 500
+    for number in range(4, 8):
+        inserted = put(table, number, data=b"x" * 100)
+    assert (inserted.items, table.size) == (1, 3)
+    assert table.total_bytes == 400
+
+
 def test_the_bytes_of_an_item_that_is_gone_are_let_go() -> None:
     table, data = table_of(max_bytes=100), bytes(range(60))
     before = sys.getrefcount(data)

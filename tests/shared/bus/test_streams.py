@@ -1,10 +1,13 @@
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
+import orjson
 import pytest
 from nats.js import api
 
 from shared.bus.streams import ensure_run, ensure_stream, run_bucket, stream_details, stream_info
-from shared.errors import Refused
+from shared.errors import ConnectionFailed, Refused
 from tests.support.nats import NatsRun, OwnNats
 
 
@@ -62,3 +65,16 @@ async def test_there_is_no_information_about_a_stream_that_does_not_exist(nats: 
     async with nats.bus() as bus:
         assert await stream_info(bus, "nothing") is None
         assert await stream_details(bus, "nothing") is None
+
+
+async def test_a_server_that_cannot_say_is_none_that_has_no_stream(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unavailable(*_: object, **__: object) -> Any:
+        error = {"code": 503, "err_code": 10008, "description": "JetStream system temporarily unavailable"}
+        return SimpleNamespace(data=orjson.dumps({"error": error}))
+
+    async with nats.bus() as bus:
+        monkeypatch.setattr(bus.nc, "request", unavailable)
+        with pytest.raises(ConnectionFailed, match="stream mine: JetStream system temporarily unavailable"):
+            await stream_details(bus, "mine")

@@ -11,9 +11,9 @@ from shared.bus.work_queue import (
     QueueConsumer,
     QueueState,
     ensure_queue,
-    is_queued,
     publish_chunk,
     queue_state,
+    still_queued,
 )
 from shared.errors import ChunkError, ConnectionFailed, QueueFull
 from tests.support.nats import NatsRun, OwnNats
@@ -109,18 +109,17 @@ async def test_the_last_sequence_counts_exactly_what_was_kept(nats: NatsRun) -> 
 
 async def test_the_queue_knows_which_messages_it_holds(nats: NatsRun) -> None:
     async with nats.bus() as bus:
-        assert not await is_queued(bus, 1)  # no queue yet
+        assert await still_queued(bus, [1]) == []  # no queue yet
         assert await queue_state(bus) == QueueState(0, 0)
         await ensure_queue(bus, 10)
         for i in range(4):
             await publish_chunk(bus, b"", f"m/{i}")
         messages = await fetch_all(QueueConsumer(bus), 3)
         await messages[1].ack()
-        held = [await is_queued(bus, sequence) for sequence in range(6)]
-        assert held == [False, True, False, True, True, False]
+        assert await still_queued(bus, range(6)) == [1, 3, 4]
         for message in messages:
             await message.ack()
-        assert [await is_queued(bus, sequence) for sequence in range(6)] == [False] * 4 + [True, False]
+        assert await still_queued(bus, range(6)) == [4]
 
 
 async def test_a_message_is_gone_as_soon_as_its_acknowledgement_returns(nats: NatsRun) -> None:
@@ -131,7 +130,7 @@ async def test_a_message_is_gone_as_soon_as_its_acknowledgement_returns(nats: Na
             sequence = await publish_chunk(bus, b"", f"m/{i}")
             (message,) = await fetch_all(consumer, 1)
             await message.ack()
-            assert not await is_queued(bus, sequence)
+            assert await still_queued(bus, [sequence]) == []
 
 
 async def test_what_a_consumer_that_died_had_in_hand_comes_at_once_and_first(nats: NatsRun) -> None:
@@ -150,6 +149,25 @@ async def test_what_a_consumer_that_died_had_in_hand_comes_at_once_and_first(nat
         for message in messages:
             await message.ack()
         assert await queue_state(bus) == QueueState(last_sequence=5, messages=0)
+
+
+async def test_what_comes_after_the_store_was_lost_was_delivered_to_nobody_before(own_nats: OwnNats) -> None:
+    async with own_nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for number in range(3):
+            await publish_chunk(bus, b"", f"m/{number}")
+        await fetch_all(QueueConsumer(bus), 3)
+        heir = QueueConsumer(bus)
+        await heir.take_over()
+        await own_nats.lose_store()
+        await bus.connected()
+        await ensure_queue(bus, 10)
+        for number in range(4):
+            await publish_chunk(bus, b"", f"n/{number}")
+        messages = await fetch_all(heir, 4)
+        assert [(message.sequence, message.redelivered) for message in messages] == [
+            (number, False) for number in (1, 2, 3, 4)
+        ]
 
 
 async def test_where_nobody_consumed_before_there_is_nothing_to_take_over(nats: NatsRun) -> None:
