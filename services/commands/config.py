@@ -32,7 +32,7 @@ class EvalConfig(Settings):
     """Seed of the environments; default: a fresh one."""
     device: Device = "auto"
     """cpu, cuda, cuda:N; auto: cuda where there is one."""
-    as_json: bool = Field(False, validation_alias=AliasChoices("json"))
+    as_json: bool = Field(False, validation_alias=AliasChoices("json", "as-json"))
     """Print one line of JSON with every return."""
     timeout: float = Field(3600.0, gt=0)
     """Seconds after which the command gives up."""
@@ -47,7 +47,7 @@ class StatusConfig(Settings, NatsSettings, RunSettings):
 
     run_dir: CliPositionalArg[Path | None] = None
     """Directory of a local run; or say --nats-url and --run-id."""
-    as_json: bool = Field(False, validation_alias=AliasChoices("json"))
+    as_json: bool = Field(False, validation_alias=AliasChoices("json", "as-json"))
     """Print the statuses as one line of JSON."""
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from services.bench.pipeline import bound
 from services.bench.stages import StageTurn, turn_alone
 from services.local.config import TrainConfig
 from shared.errors import RunError
-from tests.support.commands import command, environment, modules_that_shadow
+from tests.support.commands import ROOT, command, environment, modules_that_shadow
 from tests.support.processes import children, is_running, state
 from tests.support.waiting import eventually
 
@@ -129,6 +130,27 @@ def test_a_small_pipeline_is_measured_and_leaves_nothing(tmp_path: Path) -> None
     assert all(0 <= share <= 1 for share in figures["waiting"].values())
     assert all(0 < seconds < 1e-2 for seconds in figures["cpu_seconds_per_step"].values())
     assert list(tmp_path.glob("seedrl-*")) == []
+
+
+def test_what_an_environment_prints_is_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "talking.py").write_text(
+        "import gymnasium\n"
+        "print('hello from the module')\n"
+        "gymnasium.register('Talking-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "services.bench.stages", "env", "--env", "talking:Talking-v0"],
+        input="[]\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment() | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert len(orjson.loads(line)) == 3
+    assert "hello from the module" in done.stderr
 
 
 def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
