@@ -1,6 +1,7 @@
-"""What a service's own settings make of an environment; inference proposes it, the learner checks it."""
+"""What a service's own settings make of an environment: inference proposes it, all compare it to the run."""
 
 from shared.config import AgentSettings
+from shared.errors import ConfigurationError
 from shared.networks.pictures import resolved_network
 from shared.specs import EnvironmentSpec, NetworkSpec, RunSpec
 
@@ -23,3 +24,9 @@ def own_spec(settings: AgentSettings, environment: EnvironmentSpec) -> RunSpec:
         discount=settings.discount if is_r2d2 else 0.0,
         n_steps=settings.n_steps if is_r2d2 else 0,
     )
+
+
+def check_settings(settings: AgentSettings, spec: RunSpec, *, service: str) -> None:
+    """Raises ConfigurationError when the settings of `service` are not those of the run's `spec`."""
+    if words := spec.disagreement(own_spec(settings, spec.environment)):
+        raise ConfigurationError(f"the settings of {service} are not the run's: {words}")

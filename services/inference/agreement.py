@@ -17,7 +17,7 @@ from shared.bus.key_values import KEEP_SECONDS, create_spec, keep_spec, wait_for
 from shared.bus.work_queue import ensure_queue, has_queue
 from shared.errors import ChunkError, ConfigurationError, ConnectionFailed
 from shared.networks.build import build_network
-from shared.run_spec import own_spec
+from shared.run_spec import check_settings, own_spec
 from shared.runtime import in_thread
 from shared.specs import RunSpec
 from shared.telemetry import get_logger
@@ -59,9 +59,7 @@ class Agreement:
         be built here.
         """
         spec = await wait_for_spec(self._bus)
-        difference = spec.disagreement(own_spec(self._config, spec.environment))
-        if difference:
-            raise ConfigurationError(f"run {self._bus.run_id} was begun with other settings: {difference}")
+        check_settings(self._config, spec, service="inference")
         engine = await Engine.built(spec, self._config, thread=self._thread, metrics=self._metrics)
         self._engine.set_result(engine)
         log.info("run spec", network=spec.network.name, network_hash=spec.network_hash, unroll=spec.unroll)

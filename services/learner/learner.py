@@ -20,7 +20,7 @@ from services.learner.replay_link import ReplayLink
 from services.learner.report import Report
 from services.learner.rows import RowQueue
 from services.learner.sampling import Replay, SequenceFeeder
-from services.learner.session import Session, check_settings
+from services.learner.session import Session
 from services.learner.settling import Bookkeeper
 from shared.accounts import write_accounts
 from shared.bus.beside import beside
@@ -28,6 +28,7 @@ from shared.bus.connection import Bus
 from shared.bus.key_values import LEARNER_LEASE, held_lease, keep_spec, wait_for_spec
 from shared.bus.work_queue import QueueConsumer, queue_state, still_queued
 from shared.errors import RunError
+from shared.run_spec import check_settings
 from shared.runtime import in_thread
 from shared.specs import RunSpec
 from shared.telemetry import Progress, get_logger
@@ -116,7 +117,7 @@ class Learner:
             async with held_lease(self._bus, LEARNER_LEASE, self._owner):
                 self._report.awaited = ["the run's spec, which the first actor's environment decides"]
                 spec = await wait_for_spec(self._bus)
-                check_settings(self._config, spec)
+                check_settings(self._config, spec, service="the learner")
                 self._report.awaited = ["its network and checkpoint to be loaded"]
                 parts = self._parts(await self._restored(spec))
                 what = "the first trajectory" if self._link is None else "the first sequences from replay"

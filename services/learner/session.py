@@ -12,20 +12,13 @@ from services.learner.publishing import Snapshot
 from services.learner.r2d2 import R2D2Metrics, R2D2Trainer
 from services.learner.training import UpdateMetrics, VTraceTrainer
 from shared.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, weights_to_bytes
-from shared.errors import ConfigurationError, RunError
+from shared.errors import RunError
 from shared.networks.build import build_network
 from shared.networks.precision import resolve_device
-from shared.run_spec import own_spec
 from shared.specs import RunSpec
 from shared.telemetry import get_logger
 
 log = get_logger(__name__)
-
-
-def check_settings(config: LearnerConfig, spec: RunSpec) -> None:
-    """Raises ConfigurationError when this learner's settings are not those of the run's `spec`."""
-    if words := spec.disagreement(own_spec(config, spec.environment)):
-        raise ConfigurationError(f"the learner's settings are not the run's: {words}")
 
 
 def check_run_dir(config: LearnerConfig) -> None:

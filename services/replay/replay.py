@@ -26,7 +26,7 @@ from shared.bus.key_values import REPLAY_LEASE, held_lease, wait_for_spec
 from shared.bus.replay import serve_replay
 from shared.bus.work_queue import QueueConsumer, queue_state, still_queued
 from shared.errors import ConfigurationError, ConnectionFailed, RunError
-from shared.run_spec import own_spec
+from shared.run_spec import check_settings
 from shared.runtime import in_thread, run_until_stopped
 from shared.specs import RunSpec
 from shared.telemetry import get_logger
@@ -81,7 +81,7 @@ class Replay:
             async with held_lease(self._bus, REPLAY_LEASE, self._owner):
                 self._report.awaited = ["the run's spec, which the first actor's environment decides"]
                 spec = await wait_for_spec(self._bus)
-                _check_settings(self._config, spec)
+                check_settings(self._config, spec, service="replay")
                 self._report.awaited = ["its own snapshot"]
                 self._parts = parts = await self._restored(spec, _Threads(*threads))
                 self._report.awaited = []
@@ -188,11 +188,6 @@ class Replay:
             elif time.monotonic() - short_since >= SHORT_SECONDS:
                 raise ConfigurationError(f"sampling cannot begin: {words}")
             await asyncio.sleep(_LOOK_SECONDS)
-
-
-def _check_settings(config: ReplayConfig, spec: RunSpec) -> None:
-    if words := spec.disagreement(own_spec(config, spec.environment)):
-        raise ConfigurationError(f"replay's settings are not the run's: {words}")
 
 
 def _latest(config: ReplayConfig, snapshots: Snapshots, run: dict[str, Any]) -> Snapshot | None:
