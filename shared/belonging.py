@@ -10,7 +10,9 @@ from shared.types import Array, Chunk
 
 
 def check_belongs(chunk: Chunk, spec: RunSpec, *, run_id: str) -> None:
-    """Raises ChunkError, in words, for a chunk of another run, network, unroll or environment."""
+    """Raises ChunkError, in words, for a chunk of another run, network, unroll or environment, and for one on
+    which training would end in NaN.
+    """
     header = chunk.header
     if header.run_id != run_id:
         raise ChunkError(f"it belongs to run {header.run_id!r}")
@@ -26,6 +28,15 @@ def check_belongs(chunk: Chunk, spec: RunSpec, *, run_id: str) -> None:
     stack = spec.network.frame_stack
     if stack > 1 or chunk.history:
         _check_leaves("history", chunk.history, spec, stack - 1)
+    for name in ("reward", "previous_reward", "behaviour_logits", "td_errors"):
+        _check_finite(name, getattr(chunk, name))
+    for leaf in chunk.state:
+        _check_finite("state", leaf)
+
+
+def _check_finite(name: str, values: Array | None) -> None:
+    if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ChunkError(f"its {name} is not finite")
 
 
 def _check_leaves(what: str, leaves: Mapping[str, Array], spec: RunSpec, frames: int) -> None:

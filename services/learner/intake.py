@@ -14,9 +14,7 @@ StateLayout = Sequence[tuple[int, ...]]
 
 
 def check_chunk(chunk: Chunk, spec: RunSpec, state: StateLayout, *, run_id: str) -> None:
-    """Raises ChunkError, in words, when `chunk` was not cut for this run, its network and its unroll, or when
-    training on it would end in NaN.
-    """
+    """Raises ChunkError, in words, when `chunk` was not cut for this run, its network and its unroll."""
     check_belongs(chunk, spec, run_id=run_id)
     actions = spec.environment.num_actions
     if spec.agent == "r2d2":
@@ -29,7 +27,3 @@ def check_chunk(chunk: Chunk, spec: RunSpec, state: StateLayout, *, run_id: str)
     shapes = [leaf.shape[1:] for leaf in chunk.state]
     if shapes != [tuple(shape) for shape in state] or any(leaf.dtype != np.float32 for leaf in chunk.state):
         raise ChunkError(f"its recurrent state has leaves {shapes}, the network's has {list(state)}")
-    numbers = {"logits": chunk.behaviour_logits, "TD errors": chunk.td_errors, "rewards": chunk.reward}
-    for name, array in [*numbers.items(), *(("state", leaf) for leaf in chunk.state)]:
-        if array is not None and not np.isfinite(array).all():
-            raise ChunkError(f"its {name} are not all finite")

@@ -1,7 +1,5 @@
 """From a message's bytes to rows that belong to this run; knows neither queue nor table."""
 
-import numpy as np
-
 from shared.belonging import check_belongs
 from shared.errors import ChunkError
 from shared.specs import RunSpec
@@ -16,5 +14,3 @@ def check_rows(rows: Rows, spec: RunSpec, *, run_id: str) -> None:
     header = rows.header
     if max(header.number, header.first_row) > _LARGEST:
         raise ChunkError(f"its number {header.number} or first row {header.first_row} is beyond {_LARGEST}")
-    if not np.isfinite(rows.td_errors).all():
-        raise ChunkError("its td_errors are not finite")

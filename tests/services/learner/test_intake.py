@@ -41,9 +41,9 @@ def test_a_chunk_without_frame_stack_and_state_passes() -> None:
         ({"observation": {"other": np.zeros((2, 5, 3), np.float32)}}, "its observation is other"),
         ({"history": {}}, "its history is absent"),
         ({"state": ()}, "its recurrent state"),
-        ({"state": (np.zeros((2, 5), "f4"), np.full((2, 5), np.inf, "f4"))}, "its state are not all finite"),
-        ({"behaviour_logits": np.full((2, 4, 3), np.nan, "f4")}, "its logits are not all finite"),
-        ({"reward": np.full((2, 4), -np.inf, "f4")}, "its rewards are not all finite"),
+        ({"state": (np.zeros((2, 5), "f4"), np.full((2, 5), np.inf, "f4"))}, "its state is not finite"),
+        ({"behaviour_logits": np.full((2, 4, 3), np.nan, "f4")}, "its behaviour_logits is not finite"),
+        ({"reward": np.full((2, 4), -np.inf, "f4")}, "its reward is not finite"),
         ({"state": (np.zeros((2, 5)), np.zeros((2, 5)))}, "its recurrent state"),
     ],
 )
