@@ -94,6 +94,8 @@ _INTERRUPTED = 130  # as a shell says it of SIGINT
 # Which extra brings a module that a role needs.
 _EXTRAS = {
     "ale_py": "atari",
+    "grpc_health": "inference",
+    "grpc_reflection": "inference",
     "gymnasium": "actor",
     "nats": "inference",
     "rich": "learner",

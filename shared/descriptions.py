@@ -35,7 +35,8 @@ def heading(model: type[BaseModel], name: str) -> Heading | None:
 def description(model: type[BaseModel], name: str) -> str:
     """The setting's documentation on one line, which begins with the agent that alone has a use for it."""
     words = " ".join((model.model_fields[name].description or "").split())
-    agents = [agent for agent, its in HEADINGS.items() if its is heading(model, name)]
+    agents = [mark.agent for mark in model.model_fields[name].metadata if isinstance(mark, Only)]
+    agents = agents or [agent for agent, its in HEADINGS.items() if its is heading(model, name)]
     return " ".join([*(f"[{agent}]" for agent in agents), words])
 
 

@@ -156,6 +156,8 @@ def leaf_value(observation: Any, leaf: LeafSpec) -> Array:
     if converted.shape != leaf.shape:
         here, expected = list(value.shape), list(leaf.shape)
         raise ValueError(f"observation {leaf.name!r} of one environment must be {expected}, not {here}")
+    if converted.dtype.kind in "iu" and not np.array_equal(converted, value):
+        raise ValueError(f"observation {leaf.name!r} has values beyond {leaf.dtype}")
     if leaf.n and not 0 <= converted < leaf.n:
         raise ValueError(f"observation {leaf.name!r} must be 0 to {leaf.n - 1}, not {value}")
     if converted.dtype.kind == "f":

@@ -111,5 +111,5 @@ class Subjects:
 
     @property
     def leases_bucket(self) -> str:
-        """Key-value bucket whose entries expire: who is the run's learner."""
+        """Key-value bucket whose entries expire: who are the run's learner and replay."""
         return f"seedrl_{self.run_id}_leases"

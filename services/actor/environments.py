@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -164,7 +165,7 @@ class GroupMaker:
         return self._of_single_environments("sync")
 
     def _of_single_environments(self, way: Literal["sync", "async"]) -> Vector:
-        make = SingleMaker(env=self.env, env_kwargs=self.env_kwargs, checks_shapes=way == "async")
+        make = SingleMaker(env=self.env, env_kwargs=self.env_kwargs)
 
         def made() -> Env[Any, Any]:
             env = make()
@@ -189,15 +190,15 @@ class SingleMaker:
 
     env: str
     env_kwargs: dict[str, Any]
-    checks_shapes: bool  # where nobody else does: what its process leaves in shared memory is flat
 
     def __call__(self) -> Env[Any, Any]:
         """An environment that survives its own crashes."""
-        if multiprocessing.parent_process() is not None:
+        if (actor := multiprocessing.parent_process()) is not None:
             # Ctrl-C reaches a whole terminal; the actor ends its processes itself.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            threading.Thread(target=_end_with, args=(actor,), name="parent", daemon=True).start()
         resolved(self.env)  # a process of its own has to import the user's module, too
-        env = RestartingEnvironment(self._bare, checks_shapes=self.checks_shapes)
+        env = RestartingEnvironment(self._bare)
         environment_spec(env.observation_space, env.action_space)  # clearer than what a vectorizer would say
         return env
 
@@ -205,6 +206,12 @@ class SingleMaker:
         spec = resolved(self.env)
         kwargs = {"repeat_action_probability": 0.0} if _is_ale_vector(spec) else {}
         return gymnasium.make(spec, disable_env_checker=True, **{**kwargs, **self.env_kwargs})
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """A worker that hangs in a step does not see that its pipe has ended, nor that its actor was killed."""
+    parent.join()
+    os._exit(1)
 
 
 def resolved(env: str) -> EnvSpec:

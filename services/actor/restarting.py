@@ -64,11 +64,10 @@ class RestartingEnvironment(Env[Any, Any]):
     Raises EnvironmentCrashed.
     """
 
-    def __init__(self, make: Callable[[], Env[Any, Any]], *, checks_shapes: bool = False) -> None:
-        """`checks_shapes`: also observations that do not have their space's shape are crashes."""
+    def __init__(self, make: Callable[[], Env[Any, Any]]) -> None:
         self._make = make
         self._env = make()
-        self._check = ObservationCheck(self._env.observation_space, shapes=checks_shapes)
+        self._check = ObservationCheck(self._env.observation_space)
         self._crashes = CrashCount()
         self._seeds: np.random.SeedSequence | None = None
         self.observation_space = self._env.observation_space
@@ -94,7 +93,8 @@ class RestartingEnvironment(Env[Any, Any]):
         try:
             result = self._env.step(action)
             try:
-                observation, given, terminated, truncated, _ = result
+                observation, given, *ends, _ = result
+                terminated, truncated = map(bool, ends)
             except (TypeError, ValueError) as error:
                 raise wrong_count("step", result) from error
             reward = float(given)

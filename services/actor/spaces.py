@@ -137,22 +137,23 @@ class ObservationEncoder:
 
 
 class ObservationCheck:
-    """Whether one environment's observations, as they would be sent, are finite and what its space holds."""
+    """Whether one environment's observations, as they would be sent, are finite and have its space's keys,
+    shapes and kinds of number. Bounds are not looked at.
+    """
 
-    def __init__(self, observation_space: Space[Any], *, shapes: bool = False) -> None:
-        """Takes the environment's own space. `shapes`: looks at these, too. Raises UnsupportedEnvironment."""
+    def __init__(self, observation_space: Space[Any]) -> None:
+        """Takes the environment's own space. Raises UnsupportedEnvironment."""
         self._space = observation_space
         self._leaves = [(leaf, np.dtype(leaf.spec.dtype)) for leaf in _leaves(observation_space)]
-        self._shaped = [leaf for leaf, _ in self._leaves if shapes]
 
     def __call__(self, observation: Any) -> None:
         """Raises NotFinite, and WrongResult where a key is missing, a leaf no number, or a shape another."""
         try:
-            for leaf in self._shaped:
-                if np.shape(leaf.of(observation)) != leaf.spec.shape:
-                    raise ValueError("another shape than the space's")
             for leaf, dtype in self._leaves:
-                values = leaf.fitted(np.asarray(leaf.of(observation)), dtype)
+                values = np.asarray(leaf.of(observation))
+                if values.shape != leaf.spec.shape:
+                    raise ValueError("another shape than the space's")
+                values = leaf.fitted(values, dtype)
                 if dtype.kind == "f":
                     check_finite(leaf.label, values)
         except _MISFITS:

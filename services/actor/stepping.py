@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from services.actor.autoreset import EpisodeStarts, episode_starts
 from services.actor.finite import check_finite
 from services.actor.restarting import CRASH, CRASHES, REASON, RESTARTS, CrashCount, in_a_line, seed_from
 from services.actor.results import WrongResult, explained, first_and_info, wrong_count
-from services.actor.spaces import ActionDecoder, ObservationEncoder, check_fits, environment_spec
+from services.actor.spaces import ActionDecoder, ObservationEncoder, environment_spec
 from services.actor.sparing import SparingLog
 from shared.errors import SeedrlError, UnsupportedEnvironment
 from shared.telemetry import get_logger
@@ -78,7 +78,7 @@ class SteppedGroup:
             except SeedrlError:
                 raise
             except CRASHES as error:
-                return self._rebuilt(self._explained(error))
+                return self._rebuilt(explained(error))
 
     def step(self, action: NDArray[np.int64]) -> Transition:
         """Takes 0-based actions [B]. A crash of the whole group starts new episodes in all rows.
@@ -93,7 +93,7 @@ class SteppedGroup:
             except SeedrlError:
                 raise
             except CRASHES as error:
-                return self._rebuilt(self._explained(error))
+                return self._rebuilt(explained(error))
             self._crashes.stepped()
             return transition
 
@@ -188,21 +188,9 @@ class SteppedGroup:
             except SeedrlError:
                 raise
             except CRASHES as again:
-                error = self._explained(again) if is_made else again
+                error = explained(again) if is_made else again
             else:
                 return first._replace(reset_steps=self.size, restarts=restarts + first.restarts)
-
-    def _explained(self, error: BaseException) -> BaseException:
-        """`error`, or a WrongResult that says what the environments returned to cause it."""
-        if isinstance(self._env, SyncVectorEnv):  # which names no leaf when it puts observations together
-            for observation in getattr(self._env, "_env_obs", ()):
-                try:
-                    if observation is not None:
-                        check_fits(self._env.single_observation_space, observation)
-                except WrongResult as wrong:
-                    wrong.__cause__ = error
-                    return wrong
-        return explained(error)
 
 
 def closed(env: VectorEnv[Any, Any, Any]) -> None:

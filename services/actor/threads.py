@@ -36,7 +36,7 @@ class _Running:
     began: float  # by the clock
     got_on: float  # likewise: when it last said so
     limit_seconds: float
-    counted_seconds: float = 0.0  # in which this process ran, too
+    counted_seconds: float = 0.0  # since then, in which this process ran, too
 
 
 class StepThreads:
@@ -70,7 +70,8 @@ class StepThreads:
     async def run(self, function: Callable[[], T], *, limit_seconds: float = math.inf) -> T:
         """The result of `function`. When cancelled, a function that has begun runs on to its end.
 
-        Nothing can end a function that takes longer than `limit_seconds`, but `is_overdue` then says so.
+        Nothing can end a function that takes longer than `limit_seconds`, or does not get on for so long, but
+        `is_overdue` then says so.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -79,7 +80,8 @@ class StepThreads:
 
     def gets_on(self) -> None:
         """To be called by a running function that does one thing after the other, after each of them."""
-        self._running[threading.get_ident()].got_on = self._clock()
+        running = self._running[threading.get_ident()]
+        running.got_on, running.counted_seconds = self._clock(), 0.0
 
     def longest_silence(self) -> float:
         """Seconds since a running function began or got on, at the longest; 0 when none runs."""
@@ -87,7 +89,7 @@ class StepThreads:
         return max((now - job.got_on for job in self._running.copy().values()), default=0.0)
 
     def is_overdue(self) -> bool:
-        """Whether a running function has taken longer than its limit; to be asked every second or so.
+        """Whether a running function has not got on for its limit; to be asked every second or so.
 
         Of the time since it was asked last a second at most counts: a process that was stopped, as was its
         machine, did not work on the function either.
@@ -97,7 +99,7 @@ class StepThreads:
         self._looked_at = now
         jobs = self._running.copy().values()
         for job in jobs:
-            job.counted_seconds += min(passed, now - job.began)
+            job.counted_seconds += min(passed, now - job.got_on)
         return any(job.counted_seconds > job.limit_seconds for job in jobs)
 
     def _work(self) -> None:

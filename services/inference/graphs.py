@@ -83,12 +83,7 @@ class GraphedNetwork:
         return self._graphs[rows]
 
     def _captured(self, inputs: NetworkInput, state: State) -> _Graph:
-        inputs = NetworkInput(
-            observation={name: leaf.clone() for name, leaf in inputs.observation.items()},
-            previous_action=inputs.previous_action.clone(),
-            previous_reward=inputs.previous_reward.clone(),
-            is_first=inputs.is_first.clone(),
-        )
+        inputs = inputs.map(torch.clone)
         state = tuple(leaf.clone() for leaf in state)
         graph = torch.cuda.CUDAGraph()
         # Copies of the weights that autocast keeps would stay as they are when the weights change.

@@ -77,6 +77,7 @@ class InferenceMetrics:
             "reason",
         )
         self.refused_weights = counter("refused_weights_total", "Weights that are not of this run's network.")
+        self.weights_refused = gauge("weights_refused", "1 while the newest weights are refused.")
         self.streams = gauge("streams", "Groups of environments connected.")
         self.environments = gauge("environments", "Environments connected.")
         self.queued_publishes = gauge("queued_publishes", "Chunks waiting to be published.")

@@ -172,10 +172,12 @@ class _Service:
                 await engine.load(weights)
             except RunError as error:
                 self._metrics.refused_weights.inc()
+                self._metrics.weights_refused.set(1)
                 self.report.refused_weights = str(error)
                 log.error("weights refused", version=weights.version, reason=str(error))
                 continue
             self.report.refused_weights = ""
+            self._metrics.weights_refused.set(0)
             self._metrics.weights_version.set(weights.version)
             self._metrics.weights_update.set(weights.update)
             log.debug("weights", version=weights.version, update=weights.update)

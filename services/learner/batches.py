@@ -30,14 +30,8 @@ class TrainingBatch(NamedTuple):
 
 def rows_of(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
     """The rows `rows` [N] (indices) of `batch`, copied."""
-    inputs = batch.inputs
     return TrainingBatch(
-        inputs=NetworkInput(
-            observation={name: leaf.index_select(1, rows) for name, leaf in inputs.observation.items()},
-            previous_action=inputs.previous_action.index_select(1, rows),
-            previous_reward=inputs.previous_reward.index_select(1, rows),
-            is_first=inputs.is_first.index_select(1, rows),
-        ),
+        inputs=batch.inputs.map(lambda value: value.index_select(1, rows)),
         state=tuple(leaf.index_select(0, rows) for leaf in batch.state),
         action=batch.action.index_select(1, rows),
         reward=batch.reward.index_select(1, rows),

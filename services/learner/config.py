@@ -111,7 +111,7 @@ class LearnerConfig(
     """Gradient steps per pass: a batch's rows are dealt out anew to so many equal parts. An update is all
     passes."""
 
-    training_threads: Annotated[Threads, Heading.DEVICES] = 1
+    training_threads: Annotated[Threads, Heading.DEVICES, VTRACE] = 1
     """Threads that share the rows of a gradient step, on a CPU; for networks that cost more than the rest."""
     target_update_period: Annotated[Count, R2D2] = 2500
     """Updates after which the target network becomes a copy of the online network."""

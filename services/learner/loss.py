@@ -24,10 +24,10 @@ class LossInputs(NamedTuple):
 class LossTerms(NamedTuple):
     """Scalars; the first four after the reduction and with their costs, the rest over the valid steps."""
 
-    total: Tensor  # with gradient, as the other losses
-    policy: Tensor
-    baseline: Tensor
-    entropy_bonus: Tensor  # −entropy_cost · entropy, summed or averaged
+    total_loss: Tensor  # with gradient, as the other losses
+    policy_loss: Tensor
+    baseline_loss: Tensor
+    entropy_loss: Tensor  # −entropy_cost · entropy, summed or averaged
     entropy: Tensor  # mean, in nats
     value: Tensor  # mean of V
     target: Tensor  # mean of vs
@@ -89,10 +89,10 @@ def vtrace_loss(
     value = 0.5 * baseline_cost * total((targets.values - baseline).square()) / divisor
     bonus = -entropy_cost * entropy / divisor
     return LossTerms(
-        total=policy + value + bonus,
-        policy=policy,
-        baseline=value,
-        entropy_bonus=bonus,
+        total_loss=policy + value + bonus,
+        policy_loss=policy,
+        baseline_loss=value,
+        entropy_loss=bonus,
         entropy=entropy.detach() / count,
         value=total(baseline.detach()) / count,
         target=total(targets.values) / count,

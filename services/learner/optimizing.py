@@ -63,8 +63,8 @@ class OptimizedNetwork:
                 if value.shape == parameter.shape and value.stride() != parameter.stride():
                     kept[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
         if self._config.optimizer == "rmsprop" and self._config.rmsprop_momentum:
-            for parameter in self._parameters:  # it may have had none until now
-                self.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            for parameter, kept in self.optimizer.state.items():  # it may have had none until now
+                kept.setdefault("momentum_buffer", torch.zeros_like(parameter))
 
     def _set_learning_rate(self, steps: int) -> float:
         """The learning rate of an update after `steps` consumed steps, now also the optimizer's."""

@@ -48,8 +48,8 @@ class ParallelNetwork:
 
     def _computed(self, part: _Part) -> NetworkOutput:
         with self._context():
-            output: NetworkOutput = self._network(part.inputs, part.state)[0]
-        return output
+            output = self._network(part.inputs, part.state)[0]
+        return NetworkOutput(output.policy_logits, output.baseline)
 
     def _backward(self, outputs: Sequence[NetworkOutput], gradients: Sequence[Sequence[Tensor]]) -> None:
         found = list(self._pool.map(self._gradients, outputs, gradients))
@@ -92,13 +92,4 @@ class _JoinedPass(Pass):
 
 
 def _part(inputs: NetworkInput, state: State, rows: slice) -> _Part:
-    observation = {name: leaf[:, rows] for name, leaf in inputs.observation.items()}
-    return _Part(
-        NetworkInput(
-            observation=observation,
-            previous_action=inputs.previous_action[:, rows],
-            previous_reward=inputs.previous_reward[:, rows],
-            is_first=inputs.is_first[:, rows],
-        ),
-        tuple(leaf[rows] for leaf in state),
-    )
+    return _Part(inputs.map(lambda value: value[:, rows]), tuple(leaf[rows] for leaf in state))

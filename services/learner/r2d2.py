@@ -119,9 +119,4 @@ class R2D2Trainer(OptimizedNetwork):
 
 
 def _steps(inputs: NetworkInput, steps: slice) -> NetworkInput:
-    return NetworkInput(
-        observation={name: leaf[steps] for name, leaf in inputs.observation.items()},
-        previous_action=inputs.previous_action[steps],
-        previous_reward=inputs.previous_reward[steps],
-        is_first=inputs.is_first[steps],
-    )
+    return inputs.map(lambda value: value[steps])

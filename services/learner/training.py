@@ -68,8 +68,7 @@ class VTraceTrainer(OptimizedNetwork):
         """One gradient step; all metrics but the learning rate."""
         passed = self._forward(batch.inputs, batch.state)
         terms = self._loss(batch, passed.output)
-        figures = dict(zip(UpdateMetrics._fields, terms, strict=False))
-        return list(self._descend(partial(passed.backward, terms.total), figures).values())
+        return list(self._descend(partial(passed.backward, terms.total_loss), terms._asdict()).values())
 
     def _loss(self, batch: TrainingBatch, output: NetworkOutput) -> LossTerms:
         config = self._config

@@ -15,6 +15,7 @@ from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec
 
 _STEPS, _BATCH = 6, 3
 _SPAN = 10.0  # where a space is unbounded, values are drawn from about this range
+_RESET_RATE = 0.3
 
 
 def check_network(
@@ -54,11 +55,10 @@ def random_input(
     batch: int,
     generator: torch.Generator,
     device: torch.device | None = None,
-    reset_rate: float = 0.3,
 ) -> NetworkInput:
     """Random inputs [steps, batch] within the spaces' bounds, with episodes that start at random."""
     stack = (network_spec.frame_stack,) if network_spec.frame_stack > 1 else ()
-    is_first = torch.rand(steps, batch, generator=generator) < reset_rate
+    is_first = torch.rand(steps, batch, generator=generator) < _RESET_RATE
     action = torch.randint(environment.num_actions, (steps, batch), generator=generator)
     reward = torch.randn(steps, batch, generator=generator)
     return NetworkInput(
@@ -99,12 +99,22 @@ def _random_leaf(leaf: LeafSpec, lead: tuple[int, ...], generator: torch.Generat
     shape = (*lead, *leaf.shape)
     if leaf.n:
         return torch.randint(leaf.n, shape, generator=generator)
-    low = max(min(leaf.low), -_SPAN)
-    high = min(max(leaf.high), 255.0 if leaf.dtype == "uint8" else low + 2 * _SPAN)
+    low, high = _bounds(leaf)
     values = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
     if np.dtype(leaf.dtype).kind != "f":
         values = values.round()
     return values.to(getattr(torch, leaf.dtype))
+
+
+def _bounds(leaf: LeafSpec) -> tuple[Tensor, Tensor]:
+    """Of each element, within those of the space, and not far apart where these are."""
+    given = (torch.tensor(values, dtype=torch.float64) for values in (leaf.low, leaf.high))
+    low, high = (values.expand(math.prod(leaf.shape)).reshape(leaf.shape) for values in given)
+    if leaf.dtype == "uint8":
+        return low, high
+    least = low.clamp(min=-_SPAN)
+    least = torch.where(least > high, low.maximum(high - 2 * _SPAN), least)
+    return least, (least + 2 * _SPAN).minimum(high)
 
 
 def _check_initial_state(network: nn.Module, device: torch.device) -> None:
@@ -179,12 +189,7 @@ def _check_resets(network: nn.Module, inputs: NetworkInput) -> None:
 def _check_rows(network: nn.Module, inputs: NetworkInput) -> None:
     """Row 0 keeps its inputs, the others get each other's."""
     order = [0, *range(_BATCH - 1, 0, -1)]
-    other = NetworkInput(
-        observation={name: leaf[:, order] for name, leaf in inputs.observation.items()},
-        previous_action=inputs.previous_action[:, order],
-        previous_reward=inputs.previous_reward[:, order],
-        is_first=inputs.is_first[:, order],
-    )
+    other = inputs.map(lambda value: value[:, order])
     expected, _ = network(inputs, _initial_state(network, _BATCH))
     actual, _ = network(other, _initial_state(network, _BATCH))
     _check_close(
@@ -248,17 +253,11 @@ def _distance(x: Tensor, y: Tensor) -> float:
 
 
 def _slice(inputs: NetworkInput, start: int, stop: int) -> NetworkInput:
-    return NetworkInput(
-        {name: leaf[start:stop] for name, leaf in inputs.observation.items()},
-        *(value[start:stop] for value in inputs[1:]),
-    )
+    return inputs.map(lambda value: value[start:stop])
 
 
 def _row(inputs: NetworkInput, row: int) -> NetworkInput:
-    return NetworkInput(
-        {name: leaf[:, row : row + 1] for name, leaf in inputs.observation.items()},
-        *(value[:, row : row + 1] for value in inputs[1:]),
-    )
+    return inputs.map(lambda value: value[:, row : row + 1])
 
 
 def _joined(first: NetworkInput, second: NetworkInput) -> NetworkInput:

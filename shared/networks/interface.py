@@ -23,6 +23,15 @@ class NetworkInput(NamedTuple):
     previous_reward: Tensor  # [T, B] float32, clipped as the run says, 0 where is_first
     is_first: Tensor  # [T, B] bool: the observation starts an episode
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "NetworkInput":
+        """These inputs, each tensor put through `function`."""
+        return NetworkInput(
+            observation={name: function(leaf) for name, leaf in self.observation.items()},
+            previous_action=function(self.previous_action),
+            previous_reward=function(self.previous_reward),
+            is_first=function(self.is_first),
+        )
+
 
 class NetworkOutput(NamedTuple):
     """For agent vtrace. Both float32, also under autocast."""
@@ -62,8 +71,8 @@ class Network(nn.Module):
 
         Where `inputs.is_first`, the state must be zeroed before it is used. Rows are independent, and an
         unroll of T steps equals T unrolls of one step that pass the state on. What is passed in is not to be
-        changed: it may be the very memory that a trajectory is published from. One thread at a time calls
-        it, not always the same.
+        changed: it may be the very memory that a trajectory is published from. Several threads may call it
+        at once (`training_threads`), so nothing of a call may be left on the network.
         """
 
     if TYPE_CHECKING:

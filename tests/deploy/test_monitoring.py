@@ -73,6 +73,8 @@ SERIES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {
             'seedrl_inference_refused_messages_total{reason="timeout"}': BURST,
             'seedrl_inference_refused_messages_total{reason="backlog"}': GROWS,
+            'seedrl_inference_refused_messages_total{reason="full"}': GROWS,
+            'seedrl_inference_refused_messages_total{reason="unavailable"}': GROWS,
         },
     ),
     "SeedrlRefusedConnections": (
@@ -80,8 +82,8 @@ SERIES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'seedrl_inference_refused_connections_total{reason="token"}': STANDS},
     ),
     "SeedrlRefusedWeights": (
-        {"seedrl_inference_refused_weights_total": GROWS},
-        {"seedrl_inference_refused_weights_total": STANDS},
+        {"seedrl_inference_weights_refused": "0x10 1x70"},
+        {"seedrl_inference_weights_refused": "0x80"},
     ),
     "SeedrlEnvironmentsCrash": (
         {"seedrl_actor_environment_restarts_total": GROWS},

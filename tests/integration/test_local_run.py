@@ -19,6 +19,7 @@ import pytest
 from shared.policy import load_policy
 from tests.support.commands import command, environment, modules_that_shadow, one_clear_line, seedrl
 from tests.support.local_run import assert_exact, training
+from tests.support.processes import killed_at_last
 from tests.support.promtool import assert_clean_metrics
 
 CARTPOLE = ("CartPole-v1", "--preset", "cartpole", "--seed", "1")
@@ -47,7 +48,7 @@ def test_a_run_ends_by_itself_and_leaves_everything_in_its_directory(tmp_path: P
     observation, _ = environment.reset(seed=0)
     assert policy(observation, is_first=True) in (0, 1)
 
-    result = seedrl("eval", directory, "--episodes", "3", "--as-json", cwd=tmp_path)
+    result = seedrl("eval", directory, "--episodes", "3", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     evaluation = orjson.loads(result.stdout)
     assert evaluation["episodes"] == len(evaluation["returns"]) == 3
@@ -207,13 +208,14 @@ def test_a_terminal_shows_what_each_service_does_and_the_bottleneck(tmp_path: Pa
     process = subprocess.Popen(words, cwd=tmp_path, env=settings, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown, is_ended = "", False
-    with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # it ends with EIO
-        while piece := terminal.read(65536):
-            shown += piece.decode(errors="replace")
-            if not is_ended and re.search(r"bottleneck: \w+: [^│]* busy\)", shown):
-                process.send_signal(signal.SIGINT)
-                is_ended = True
-    assert process.wait(timeout=60) == 0, shown[-3000:]
+    with killed_at_last(process):
+        with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # it ends with EIO
+            while piece := terminal.read(65536):
+                shown += piece.decode(errors="replace")
+                if not is_ended and re.search(r"bottleneck: \w+: [^│]* busy\)", shown):
+                    process.send_signal(signal.SIGINT)
+                    is_ended = True
+        assert process.wait(timeout=60) == 0, shown[-3000:]
     for row in ("inference", "learner", "actor-0", "running", "updates/s"):
         assert row in shown
     assert "interrupted: " in shown, shown[-1500:]
@@ -262,15 +264,16 @@ def test_a_second_actor_joins_and_leaves_without_an_error_anywhere(tmp_path: Pat
         )
 
         def rows_of_guest() -> list[int]:
-            result = seedrl("status", run.directory, "--as-json", cwd=tmp_path)
+            result = seedrl("status", run.directory, "--json", cwd=tmp_path)
             answers = orjson.loads(result.stdout)
             inference = next(answer["status"] for answer in answers if answer["service"] == "inference")
             return [stream["rows"] for stream in inference["streams"] if stream["actor_id"] == "guest"]
 
-        run.until(lambda: rows_of_guest() == [5])
-        guest.send_signal(signal.SIGTERM)
-        started = time.monotonic()
-        output, _ = guest.communicate(timeout=30)
+        with killed_at_last(guest):
+            run.until(lambda: rows_of_guest() == [5])
+            guest.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            output, _ = guest.communicate(timeout=30)
         assert guest.returncode == 0, output
         assert time.monotonic() - started < 2.0
         run.until(lambda: rows_of_guest() == [])

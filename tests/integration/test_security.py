@@ -18,6 +18,7 @@ from tests.support.certificates import Certificates, made_certificates
 from tests.support.commands import command, environment, one_clear_line, seedrl
 from tests.support.local_run import training
 from tests.support.nats import NatsRun
+from tests.support.processes import killed_at_last
 
 TOKEN = "3f9c2-actors-token-51"
 SECONDS = 60.0
@@ -231,13 +232,12 @@ def own_nats(
     nats_server = Path(command("x")[0]).with_name("nats-server")
     with log.open("wb") as output:
         process = subprocess.Popen([str(nats_server), "--config", str(config)], stdout=output, stderr=output)
-    deadline = time.monotonic() + SECONDS
-    while "Server is ready" not in log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    yield f"nats://127.0.0.1:{port}", log, request.param
-    process.terminate()
-    process.wait(15)
+    with killed_at_last(process):
+        deadline = time.monotonic() + SECONDS
+        while "Server is ready" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield f"nats://127.0.0.1:{port}", log, request.param
 
 
 def test_nats_is_spoken_to_over_tls_or_not_at_all(

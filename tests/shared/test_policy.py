@@ -200,6 +200,8 @@ def test_a_leaf_is_found_by_its_name(observation: Any, name: str, expected: int)
         ([0.0, 1e300], leaf("observation", 2), r"must be finite as float32, not 1e\+300"),
         ([0.0, 1e300], leaf("observation", 2, dtype="float64"), r"must be finite as float32, not 1e\+300"),
         ([0.0, 1e5], leaf("observation", 2, dtype="float16"), r"must be finite as float16, not 100000"),
+        (np.array([256, 3], np.uint16), leaf("observation", 2, dtype="uint8"), "has values beyond uint8"),
+        (2**31 + 3, leaf(dtype="int32"), "has values beyond int32"),
         ({"x": 1}, leaf("y"), "has no 'y'"),
         ({"x": 1}, leaf("x/y"), "has no 'x/y'"),
         ((1, 2), leaf("2"), "has no '2'"),

@@ -164,7 +164,7 @@ class OddEnvironment(gymnasium.Env[Any, Any]):
     """Breaks Gymnasium's interface from step `at` of its life on, or in every reset; "b" may be of integers.
 
     `odd`: step4 (no truncated), step_none, reset_bare (no info), key (lacks "b"), shape, transposed, dtype,
-    wide (a larger type, and value) or words (of "b").
+    wide (a larger type, and value) or words (of "b"); flags (arrays of one), flag_pairs (of two).
     """
 
     def __init__(self, *, odd: str, at: int = 1, integers: bool = False) -> None:
@@ -184,7 +184,9 @@ class OddEnvironment(gymnasium.Env[Any, Any]):
         self._steps += 1
         if self._steps >= self._at and self._odd.startswith("step"):
             return (self._observation(), 1.0, False, {}) if self._odd == "step4" else None
-        return self._observation(), 1.0, False, False, {}
+        sizes = {"flags": 1, "flag_pairs": 2}
+        ended: Any = np.zeros(sizes[self._odd], bool) if self._odd in sizes else False
+        return self._observation(), 1.0, ended, ended, {}
 
     def _observation(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"a": np.zeros(1, np.float32), "b": np.zeros((2, 3), self._kind)}

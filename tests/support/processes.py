@@ -1,8 +1,11 @@
 """Processes of this machine, as /proc tells of them."""
 
 import asyncio.subprocess
+import contextlib
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def children(process: "subprocess.Popen[str] | asyncio.subprocess.Process", *names: str) -> dict[str, int]:
@@ -31,3 +34,13 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+@contextlib.contextmanager
+def killed_at_last(process: "subprocess.Popen[Any]") -> Iterator[None]:
+    """However the block ends, the process is gone then."""
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

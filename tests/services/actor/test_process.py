@@ -132,11 +132,15 @@ async def test_an_actor_needs_neither_torch_nor_nats_and_is_gone_soon_after_sigt
     await eventually(lambda: not living(descendants))
 
 
+HANGS = ("tests.support.actor_environments:Trouble-v0", "--env-kwargs", '{"trouble": "hang", "at": 2}')
+
+
+@pytest.mark.parametrize(("arguments", "steps"), [((COUNTING,), 5), (HANGS, 2)], ids=["stepping", "hanging"])
 async def test_a_killed_actor_leaves_no_environment_processes(
-    tmp_path: Path, inference: ScriptedInference
+    tmp_path: Path, inference: ScriptedInference, arguments: tuple[str, ...], steps: int
 ) -> None:
-    async with actor_process(tmp_path, inference, COUNTING, "--vectorization", "async") as process:
-        await inference.steps(5, timeout=60)
+    async with actor_process(tmp_path, inference, *arguments, "--vectorization", "async") as process:
+        await inference.steps(steps, timeout=60)
         descendants = children_of(process.pid)
         assert len(descendants) >= 6
         process.kill()
@@ -168,9 +172,7 @@ async def test_ctrl_c_is_a_quiet_end_for_environments_in_processes_too(
 async def test_an_environment_that_hangs_does_not_keep_the_process(
     tmp_path: Path, inference: ScriptedInference
 ) -> None:
-    hang = '{"trouble": "hang", "at": 2}'
-    arguments = ("tests.support.actor_environments:Trouble-v0", "--env-kwargs", hang, "--step-timeout", "1")
-    async with actor_process(tmp_path, inference, *arguments) as process:
+    async with actor_process(tmp_path, inference, *HANGS, "--step-timeout", "1") as process:
         status, stderr = await ended(process)
     assert status == 1
     assert stderr.splitlines()[-1].startswith(

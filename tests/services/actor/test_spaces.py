@@ -267,11 +267,10 @@ def test_what_does_not_fit_its_space_is_put_in_words(change: dict[str, Any], wor
         check_fits(NESTED, {**observation, **change})
 
 
-def test_shapes_are_looked_at_where_that_is_asked_for() -> None:
+def test_one_environments_shapes_are_looked_at() -> None:
     observation = {"n": [[0], [0]], "x": [0.0, 0.0]}
-    ObservationCheck(FLOATS)(observation)
     with pytest.raises(WrongResult, match=re.escape("'n' has shape [2, 1]; its space says [2]")):
-        ObservationCheck(FLOATS, shapes=True)(observation)
+        ObservationCheck(FLOATS)(observation)
 
 
 def test_a_group_that_lacks_a_leaf_is_named() -> None:

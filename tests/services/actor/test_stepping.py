@@ -3,7 +3,7 @@ import re
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -370,9 +370,27 @@ def test_a_wrong_result_in_a_process_of_its_own_is_put_in_words(odd: str, said: 
 def test_a_group_goes_on_after_an_observation_that_does_not_fit_its_space(odd: str) -> None:
     stepped = group(ODD, vectorization="sync", env_kwargs={"odd": odd, "at": 2, "integers": True})
     stepped.reset()
-    with capture_logs():
+    with capture_logs() as logs:
         restarts = [stepped.step(np.zeros(B, np.int64)).restarts for _ in range(30)]
     assert restarts == [0, B] * 15
+    # Each by itself: where one is wrong, the others go on.
+    assert {entry["event"] for entry in logs} == {"environment crashed and was replaced"}
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_flags_may_be_arrays_of_one(vectorization: Literal["sync", "async"]) -> None:
+    stepped = group(ODD, vectorization=vectorization, env_kwargs={"odd": "flags"})
+    stepped.reset()
+    assert [stepped.step(np.zeros(B, np.int64)).restarts for _ in range(3)] == [0] * 3
+    stepped.close()
+
+
+def test_a_flag_that_is_two_is_its_environments_crash() -> None:
+    stepped = group(ODD, vectorization="sync", env_kwargs={"odd": "flag_pairs", "at": 2})
+    stepped.reset()
+    with capture_logs() as logs:
+        assert stepped.step(np.zeros(B, np.int64)).restarts == B
+    assert {entry["event"] for entry in logs} == {"environment crashed and was replaced"}
 
 
 @pytest.mark.parametrize(

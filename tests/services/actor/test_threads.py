@@ -72,7 +72,7 @@ async def test_a_job_beyond_its_limit_is_overdue_until_it_ends() -> None:
         assert threads.longest_silence() == 0
 
 
-async def test_a_job_that_gets_on_is_not_silent_and_as_limited_as_any() -> None:
+async def test_a_job_that_gets_on_is_not_silent_and_has_its_whole_limit_again() -> None:
     step, now = threading.Semaphore(0), 1000.0
 
     def work() -> None:
@@ -90,6 +90,8 @@ async def test_a_job_that_gets_on_is_not_silent_and_as_limited_as_any() -> None:
         await eventually(lambda: threads.longest_silence() == 0)
         now += 1.0
         assert threads.longest_silence() == 1.0
+        assert not threads.is_overdue()
+        now += 1.0
         assert threads.is_overdue()
         step.release()
         await job

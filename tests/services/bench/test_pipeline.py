@@ -17,7 +17,7 @@ from services.bench.stages import StageTurn, turn_alone
 from services.local.config import TrainConfig
 from shared.errors import RunError
 from tests.support.commands import ROOT, command, environment, modules_that_shadow
-from tests.support.processes import children, is_running, state
+from tests.support.processes import children, is_running, killed_at_last, state
 from tests.support.waiting import eventually
 
 SMALL = ["bench", "pipeline", "--env", "CartPole-v1", "--preset", "cartpole", "--json"]
@@ -156,10 +156,14 @@ def test_what_an_environment_prints_is_no_answer(tmp_path: Path) -> None:
 def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     env = environment() | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command(*SMALL), stdout=-1, stderr=-1, text=True, env=env, cwd=tmp_path)
-    while not list(tmp_path.glob("seedrl-bench-*/config.yaml")):
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    with killed_at_last(process):
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("seedrl-bench-*/config.yaml")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # polls a directory; nothing to await
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (130, "seedrl: interrupted\n")
     assert list(tmp_path.glob("seedrl-*")) == []
 

@@ -82,17 +82,17 @@ def test_the_sums_are_those_of_the_definition(seed: int, resets: bool) -> None:
     terms = vtrace_loss(inputs, **SETTINGS, reduction="sum")
     expected = oracle(inputs)
     valid = T * B - int(inputs.reset_steps.sum())
-    assert terms.policy.item() == pytest.approx(expected["policy"], rel=1e-4, abs=1e-4)
-    assert terms.baseline.item() == pytest.approx(expected["baseline"], rel=1e-4)
+    assert terms.policy_loss.item() == pytest.approx(expected["policy"], rel=1e-4, abs=1e-4)
+    assert terms.baseline_loss.item() == pytest.approx(expected["baseline"], rel=1e-4)
     assert terms.entropy.item() == pytest.approx(expected["entropy"] / valid, rel=1e-5)
-    assert terms.entropy_bonus.item() == pytest.approx(-0.05 * expected["entropy"], rel=1e-5)
-    assert terms.total.item() == pytest.approx(
-        sum(term.item() for term in (terms.policy, terms.baseline, terms.entropy_bonus)), rel=1e-5
+    assert terms.entropy_loss.item() == pytest.approx(-0.05 * expected["entropy"], rel=1e-5)
+    assert terms.total_loss.item() == pytest.approx(
+        sum(term.item() for term in (terms.policy_loss, terms.baseline_loss, terms.entropy_loss)), rel=1e-5
     )
 
 
 def gradients(inputs: LossInputs, reduction: Literal["sum", "mean"]) -> tuple[torch.Tensor, ...]:
-    total = vtrace_loss(inputs, **SETTINGS, reduction=reduction).total
+    total = vtrace_loss(inputs, **SETTINGS, reduction=reduction).total_loss
     return torch.autograd.grad(total, (inputs.policy_logits, inputs.baseline))
 
 
@@ -191,7 +191,7 @@ def test_normalized_advantages_have_mean_0_and_deviation_1_over_the_valid_steps(
     for inputs, normalize in ((plain, False), (normal, True)):
         settings = SETTINGS | {"entropy_cost": 0.0, "baseline_cost": 0.0}
         terms = vtrace_loss(inputs, **settings, reduction=reduction, normalize_advantages=normalize)
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        terms.total_loss.backward()  # type: ignore[no-untyped-call]
         assert inputs.policy_logits.grad is not None
         score = inputs.policy_logits.detach().softmax(-1) - torch.nn.functional.one_hot(inputs.action, A)
         scale = float((~inputs.reset_steps).sum()) if reduction == "mean" else 1.0
@@ -210,7 +210,7 @@ def test_a_step_already_pushed_beyond_the_clip_has_no_policy_gradient() -> None:
 
     def gradient(policy_clip: float) -> torch.Tensor:
         terms = vtrace_loss(inputs, **settings, reduction="sum", policy_clip=policy_clip)
-        return torch.autograd.grad(terms.total, inputs.policy_logits)[0]
+        return torch.autograd.grad(terms.total_loss, inputs.policy_logits)[0]
 
     log_prob = inputs.policy_logits.log_softmax(-1).gather(-1, inputs.action.unsqueeze(-1)).squeeze(-1)
     behaviour = inputs.behaviour_logits.log_softmax(-1).gather(-1, inputs.action.unsqueeze(-1)).squeeze(-1)

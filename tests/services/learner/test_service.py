@@ -1,5 +1,6 @@
 """The learner with a real nats-server: every message accounted for, whatever comes and whatever happens."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,7 @@ async def test_a_server_that_is_away_is_waited_for(own_nats: OwnNats, tmp_path: 
 
 async def test_a_learner_that_never_found_its_server_ends_at_once(own_nats: OwnNats, tmp_path: Path) -> None:
     await own_nats.kill()
-    async with learning(learner_config(own_nats.run, tmp_path)) as learner:
+    async with learning(learner_config(own_nats.run, tmp_path)) as learner, asyncio.timeout(5):
         await learner.stopped()
 
 

@@ -435,6 +435,14 @@ def test_momentum_can_be_switched_on_for_a_run_that_was_without() -> None:
     assert all("momentum_buffer" in state for state in after.optimizer.state.values())
 
 
+def test_a_run_with_momentum_goes_on_from_before_its_first_update() -> None:
+    spec = make_spec()
+    batch = batch_of(make_chunk(spec=spec), spec=spec)
+    before, after = (make_trainer(spec, rmsprop_momentum=0.9) for _ in range(2))
+    after.load(before.weights(), before.optimizer_state())
+    assert after.train(batch, steps=0) == before.train(batch, steps=0)
+
+
 def test_another_optimizers_state_is_refused_in_words() -> None:
     before, after = make_trainer(optimizer="adam"), make_trainer(optimizer="rmsprop")
     with pytest.raises(RunError, match="state of optimizer adam, not of rmsprop"):

@@ -2,6 +2,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -264,6 +265,31 @@ def test_the_counting_network_meets_the_contract(frame_stack: int) -> None:
     environment = EnvironmentSpec(observation=(leaf,), num_actions=16)
     spec = NetworkSpec(name="tests.support.counting:CountingNetwork", frame_stack=frame_stack)
     check_network(CountingNetwork(environment=environment, network=spec), environment, spec)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [
+        ("float32", (0.0, 100.0), (1.0, 200.0)),
+        ("float32", (-1000.0,), (-500.0,)),
+        ("float32", (-3.4e38, -np.inf), (3.4e38, np.inf)),
+        ("float64", (-np.inf,), (-700.0,)),
+        ("int64", (0.0, 0.0), (3.0, 200.0)),
+        ("uint8", (0.0, 10.0), (255.0, 20.0)),
+    ],
+)
+def test_random_inputs_stay_within_each_elements_own_bounds(
+    dtype: str, low: tuple[float, ...], high: tuple[float, ...]
+) -> None:
+    leaf = LeafSpec(name="x", dtype=dtype, shape=(2,), low=low, high=high)
+    environment = EnvironmentSpec(observation=(leaf,), num_actions=2)
+    generator = torch.Generator().manual_seed(1)
+    inputs = random_input(environment, NetworkSpec(name=""), steps=50, batch=3, generator=generator)
+    values = inputs.observation["x"].double()
+    assert (values >= torch.tensor(low)).all()
+    assert (values <= torch.tensor(high)).all()
+    assert values.std(dim=(0, 1)).min() > 0
+    assert dtype == "uint8" or (values.amax(dim=(0, 1)) - values.amin(dim=(0, 1))).max() <= 20
 
 
 def test_random_inputs_stay_within_the_spaces_and_zero_what_precedes_an_episode() -> None:
