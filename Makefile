@@ -10,8 +10,9 @@ test: setup lint  ## what CI runs
 check: test
 lint: setup
 	ruff check . && ruff format --check . && mypy && lint-imports
-test-slow: setup  ## learning runs and fault drills: about half an hour
+test-slow: setup  ## learning runs, fault drills and what wants optional packages: about an hour
 	tools/install-promtool && pytest -m "slow and not compose" --timeout 1800
+	pip install --quiet -c constraints.txt envpool minigrid moviepy && pytest tests/services/actor/test_pools.py tests/docs
 compose-test: setup  ## the containers, in an engine of this machine: a suite of its own, about ten minutes
 	pytest -m compose tests/compose -v -s
 proto: setup  ## regenerates shared/wire from inference.proto

@@ -132,6 +132,26 @@ def test_a_small_pipeline_is_measured_and_leaves_nothing(tmp_path: Path) -> None
     assert list(tmp_path.glob("seedrl-*")) == []
 
 
+@pytest.mark.slow
+def test_a_small_pipeline_of_r2d2_is_measured(tmp_path: Path) -> None:
+    words = ("bench", "pipeline", "--env", "CartPole-v1", "--preset", "cartpole_r2d2", "--json")
+    done = subprocess.run(
+        command(*words, *SHORT, "--window-seconds", "6"),
+        capture_output=True,
+        text=True,
+        timeout=170,
+        env=environment() | {"TMPDIR": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = orjson.loads(done.stdout)
+    assert all(figures[f"{stage}_seconds_per_step"] > 0 for stage in ("env", "inference", "learner"))
+    assert set(figures["cpu_seconds_per_step"]) == {"actor", "inference", "replay", "learner", "nats"}
+    assert all(seconds > 0 for seconds in figures["cpu_seconds_per_step"].values())
+    assert figures["steps_per_second"] > 0
+    assert list(tmp_path.glob("seedrl-*")) == []
+
+
 def test_what_an_environment_prints_is_no_answer(tmp_path: Path) -> None:
     (tmp_path / "talking.py").write_text(
         "import gymnasium\n"
