@@ -22,7 +22,7 @@ from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from shared.types import Chunk, ChunkHeader
 from shared.wire.chunks import encode_chunk
 from tests.support.nats import NatsRun
-from tests.support.statuses import collect_statuses
+from tests.support.statuses import next_status
 from tests.support.waiting import eventually
 
 UNROLL = 4
@@ -165,10 +165,7 @@ class Queue:
 
 async def status_of(bus: Bus) -> dict[str, Any]:
     """What the run's replay says of itself now."""
-    while True:
-        for status in await collect_statuses(bus, 1.1):
-            if status["service"] == "replay":
-                return status
+    return await next_status(bus, "replay")
 
 
 @asynccontextmanager

@@ -20,3 +20,18 @@ async def collect_statuses(bus: Bus, seconds: float) -> list[dict[str, Any]]:
     await asyncio.sleep(seconds)
     await subscription.unsubscribe()
     return list(newest.values())
+
+
+async def next_status(bus: Bus, service: str) -> dict[str, Any]:
+    """What `service` says next."""
+    said: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    async def take(message: Msg) -> None:
+        if not said.done():
+            said.set_result(orjson.loads(message.data))
+
+    subscription = await bus.nc.subscribe(bus.subjects.status(service, "*"), cb=take)
+    async with asyncio.timeout(20):
+        status = await said
+    await subscription.unsubscribe()
+    return status
