@@ -93,11 +93,10 @@ class RestartingEnvironment(Env[Any, Any]):
         try:
             result = self._env.step(action)
             try:
-                observation, given, *ends, _ = result
-                terminated, truncated = map(bool, ends)
+                observation, given, terminated, truncated, _ = result
             except (TypeError, ValueError) as error:
                 raise wrong_count("step", result) from error
-            reward = float(given)
+            reward, terminated, truncated = float(given), bool(terminated), bool(truncated)
             check_reward(reward)
             self._check(observation)
         except CRASHES as error:

@@ -391,6 +391,7 @@ def test_a_flag_that_is_two_is_its_environments_crash() -> None:
     with capture_logs() as logs:
         assert stepped.step(np.zeros(B, np.int64)).restarts == B
     assert {entry["event"] for entry in logs} == {"environment crashed and was replaced"}
+    assert "truth value of an array" in stepped.last_crash
 
 
 @pytest.mark.parametrize(
