@@ -1,7 +1,6 @@
 """What docs/environments.md says of spaces and wrappers is so."""
 
 import re
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from gymnasium import spaces
 
 from services.actor.environments import GroupMaker
 from services.actor.spaces import environment_spec
-from services.cli import COMMANDS, _imported, known_settings
 from shared.errors import UnsupportedEnvironment
 from shared.presets import read_preset
 from shared.specs import LeafSpec
@@ -62,12 +60,6 @@ def test_the_spaces_that_are_supported_are_taken_and_the_others_refused_by_name(
 def test_a_box_may_be_of_these_types(kind: str) -> None:
     (leaf,) = environment_spec(spaces.Box(0, 1, (2,), np.dtype(kind).type), TWO).observation
     assert leaf.dtype == kind
-
-
-@pytest.mark.parametrize("line", re.findall(r"^seedrl train (.*)$", DOCUMENT, re.MULTILINE))
-def test_every_command_has_settings_that_are_taken(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    _imported(COMMANDS["train"].config).loaded(shlex.split(line), prog="train", known=known_settings())
 
 
 def atari(**changed: Any) -> GroupMaker:

@@ -1,7 +1,6 @@
 """What docs/networks.md shows works: its networks, their check, the policies and the commands."""
 
 import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from gymnasium import Env
 
 from services.actor.spaces import environment_spec
-from services.cli import COMMANDS, _imported, known_settings
 from shared.checkpoints import latest_checkpoint, save_checkpoint
 from shared.networks.build import build_network
 from shared.policy import load_policy
@@ -94,15 +92,3 @@ def test_an_older_checkpoint_is_used_when_it_lies_in_a_directory_of_its_own(tmp_
     assert copy.split()[3].rstrip("/") == str(older)
     assert configure.split()[1:] == ["runs/pole/config.yaml", f"{older.parent}/"]
     assert play.split()[2] == str(older.parent)
-
-
-@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("seedrl ")])
-def test_every_command_has_settings_that_are_taken(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    _, name, *arguments = shlex.split(line)
-    _imported(COMMANDS[name].config).loaded(arguments, prog=name, known=known_settings())
-
-
-def test_every_link_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", DOCUMENT):
-        assert (ROOT / "docs" / target).exists(), target

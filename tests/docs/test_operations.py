@@ -1,29 +1,16 @@
 """What docs/operations.md names is real: commands, settings, exit statuses, files, words of the program."""
 
 import re
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
 
-from services.cli import COMMANDS, _imported, known_settings
+from services.cli import known_settings
 from shared import errors
 from tests.support.commands import ROOT
 
 DOCUMENT = (ROOT / "docs/operations.md").read_text()
 PROSE = re.sub(r"^```.*?^```$", "", DOCUMENT, flags=re.MULTILINE | re.DOTALL)
-
-
-def blocks(language: str) -> Iterator[str]:
-    return (found[1] for found in re.finditer(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.M | re.S))
-
-
-def commands() -> list[str]:
-    """Every `seedrl …` of the document that is a whole command, without its remark."""
-    lines = [line for language in ("sh", "ini") for block in blocks(language) for line in block.splitlines()]
-    lines += re.findall(r"`(seedrl \w+ [^`…]+)`", PROSE)
-    found = [re.sub(r"\s+#.*", "", line.removeprefix("ExecStart=/opt/seedrl/bin/")) for line in lines]
-    return [line for line in found if line.startswith("seedrl ")]
 
 
 def spans(section: str = "") -> list[str]:
@@ -44,18 +31,6 @@ def sources() -> str:
     return re.sub(r'"\s*\n\s*f?"', "", code)
 
 
-@pytest.mark.parametrize("line", commands())
-def test_every_command_has_settings_that_are_taken(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    words = line.split()[1:]
-    name = " ".join(words[:2]) if words[0] == "bench" else words[0]
-    arguments = words[len(name.split()) :]
-    arguments = [re.sub(r"^config\.yaml$", "atari_vtrace", word) for word in arguments]  # of a run, likewise
-    if name == "train":
-        arguments = [word for word in arguments if word != "--resume"]  # of a run that is not here
-    _imported(COMMANDS[name].config).loaded(arguments, prog=name, known=known_settings())
-
-
 def test_every_flag_and_variable_is_a_setting() -> None:
     settings = {name for model in known_settings() for name in model.model_fields}
     flags = set(re.findall(r"--([a-z][a-z-]+)", DOCUMENT)) - {"build", "build-arg", "scale"}  # docker's
@@ -64,21 +39,11 @@ def test_every_flag_and_variable_is_a_setting() -> None:
     assert {name.lower() for name in re.findall(r"SEEDRL_([A-Z_]+)", DOCUMENT)} - compose <= settings
 
 
-def test_every_link_and_every_test_that_is_named_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", DOCUMENT):
-        assert (ROOT / "docs" / target).exists(), target
+def test_every_test_and_preset_that_is_named_is_there() -> None:
     for path in re.findall(r"`(tests/[\w/.]+)`", PROSE):
         assert (ROOT / path).exists(), path
     for preset in re.findall(r"`?(?:--preset )?\b((?:atari|cartpole)_\w+)`?", DOCUMENT):
         assert (ROOT / "presets" / f"{preset}.yaml").exists(), preset
-    for name, anchor in re.findall(r"\]\((\w+\.md)#([^)]+)\)", DOCUMENT):
-        assert anchor in anchors((ROOT / "docs" / name).read_text()), (name, anchor)
-    assert set(re.findall(r"\]\(#([^)]+)\)", DOCUMENT)) <= anchors(DOCUMENT)
-
-
-def anchors(document: str) -> set[str]:
-    """What links to a document's headings are called."""
-    return {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", document, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("said", spans("Troubleshooting"))
