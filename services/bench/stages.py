@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,9 +24,10 @@ from services.actor.service import group_maker
 from services.actor.spaces import ObservationEncoder, environment_spec
 from services.bench.config import PipelineConfig
 from services.bench.cpu import own_cpu_seconds
-from services.bench.r2d2_stage import r2d2_learner_work
 from services.inference.graphs import GraphedNetwork
 from services.learner.batches import TrainingBatch
+from services.learner.r2d2 import R2D2Trainer
+from services.learner.sequences import SequenceBatch
 from services.learner.training import VTraceTrainer
 from shared.config import load
 from shared.errors import RunError, SeedrlError
@@ -176,28 +178,37 @@ def _explored(output: QOutput) -> torch.Tensor:
 
 
 def learner_work(config: PipelineConfig) -> Callable[[], float]:
-    """One update of the weights: inputs built, forward, loss, backward, optimizer."""
+    """One update of the weights: inputs built, forward, loss, backward, optimizer; R2D2: priorities, too.
+
+    Of R2D2's environment steps each is trained `replay_ratio` times on average, after its burn-in.
+    """
     torch.set_num_threads(config.torch_threads)
     device = resolve_device(config.device)
-    rows, steps = config.batch_size, config.unroll
-    if config.agent == "r2d2":
+    is_r2d2 = config.agent == "r2d2"
+    rows, steps, trained = config.batch_size, config.unroll, float(config.batch_size * config.unroll)
+    if is_r2d2:
         steps = config.burn_in + config.sequence_length
+        trained = rows * config.sequence_length / config.replay_ratio
     spec, recorded = _recorded(config, steps=steps + 1, rows=rows)
     frames = {name: leaf.to(device) for name, leaf in recorded.items()}  # the service copies beside training
     history = _history(frames, rows, stack=spec.network.frame_stack, device=device)
-    if config.agent == "r2d2":
-        return r2d2_learner_work(config, spec, frames, history)
     network = build_network(spec)
     state = network.initial_state(rows)
-    trainer = VTraceTrainer(network, config, device=device)
     actions = spec.environment.num_actions
     is_first = torch.zeros(rows, steps + 1, dtype=torch.bool, device=device)
     flags = torch.zeros(steps, rows, dtype=torch.bool, device=device)
     action = torch.randint(actions, (rows, steps), device=device)
     reward = torch.randn(rows, steps, device=device)
-    logits = torch.zeros(steps, rows, actions, device=device)
+    trainer: Any
+    batch: Callable[..., Any]
+    if is_r2d2:
+        trainer = R2D2Trainer(network, config, device=device)
+        batch = partial(SequenceBatch, importance_weights=torch.ones(rows, device=device))
+    else:
+        trainer = VTraceTrainer(network, config, device=device)
+        batch = partial(TrainingBatch, behaviour_logits=torch.zeros(steps, rows, actions, device=device))
 
-    def work() -> int:
+    def work() -> float:
         inputs = network_input(
             frames=frames,
             history=history,
@@ -208,17 +219,16 @@ def learner_work(config: PipelineConfig) -> Callable[[], float]:
             reward=reward,
             reward_clip=spec.reward_clip,
         )
-        batch = TrainingBatch(
+        training = batch(
             inputs=inputs,
             state=tuple(leaf.to(device) for leaf in state),
             action=action.t(),
             reward=reward.t(),
             terminated=flags,
             reset_steps=flags,
-            behaviour_logits=logits,
         )
-        trainer.train(batch, steps=0)
-        return steps * rows
+        trainer.train(training, steps=0)
+        return trained
 
     return work
 
