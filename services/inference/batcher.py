@@ -46,16 +46,6 @@ class Batcher(Generic[K]):
         self._where: dict[K, Batch[K]] = {}
         self._awaited: set[K] = set()
 
-    @property
-    def waiting_rows(self) -> int:
-        """Rows of all requests that wait."""
-        return sum(batch.rows for batch in self._batches)
-
-    @property
-    def awaited(self) -> int:
-        """Keys that were answered and have not asked since."""
-        return len(self._awaited)
-
     def expect(self, key: K) -> None:
         """`key` was answered: its next request is awaited."""
         self._awaited.add(key)

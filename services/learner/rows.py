@@ -39,7 +39,6 @@ class RowBatch(NamedTuple):
 
     slices: tuple[Slice, ...]
     finished: tuple[Outcome, ...]  # messages whose last row is in this batch
-    max_lag: int  # in updates
 
 
 @dataclass
@@ -92,19 +91,18 @@ class RowQueue:
         self._refuse_stale(update)
         if self.missing:
             return None
-        slices, finished, lags = [], [], []
+        slices, finished = [], []
         needed = self._batch_size
         while needed:
             message = self._waiting[0]
             count = min(needed, message.left)
             slices.append(Slice(message.chunk, message.used, message.used + count))
-            lags.append(self._lag(message, update))
             message.used += count
             needed -= count
             if not message.left:
-                finished.append(message.outcome(None, lags[-1]))
+                finished.append(message.outcome(None, self._lag(message, update)))
                 self._waiting.popleft()
-        return RowBatch(tuple(slices), tuple(finished), max(lags))
+        return RowBatch(tuple(slices), tuple(finished))
 
     def take_refused(self) -> tuple[Outcome, ...]:
         """The messages refused since the last call."""

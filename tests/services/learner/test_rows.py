@@ -58,7 +58,7 @@ def test_a_message_is_trained_at_the_largest_allowed_lag_and_refused_beyond_it()
     batch = queue.take(10)
     assert batch is not None
     assert rows_of(batch) == [("new", 0)]
-    assert batch.max_lag == 5
+    assert [outcome.lag for outcome in batch.finished] == [5]
     assert [(o.sequence, o.reason, o.lag) for o in queue.take_refused()] == [(1, "lag", 6)]
     assert queue.take_refused() == ()
 
@@ -125,7 +125,7 @@ def test_every_row_is_trained_or_refused_once_and_in_order(
         queue.add(sequence, chunk_of(str(sequence), rows, update=weights_update))
         while takes and (batch := queue.take(update)) is not None:
             assert sum(part.stop - part.start for part in batch.slices) == batch_size
-            assert batch.max_lag <= max_policy_lag
+            assert all(update - part.chunk.weights_update.min() <= max_policy_lag for part in batch.slices)
             trained += rows_of(batch)
             outcomes += batch.finished
             update += 1
