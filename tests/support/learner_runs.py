@@ -2,8 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from shared.types import Chunk
 from shared.wire.chunks import encode_chunk
 from tests.support.learner_chunks import make_chunk, make_spec
 from tests.support.nats import NatsRun
+from tests.support.running import RunningService, running
 from tests.support.waiting import eventually
 
 UNROLL = 4
@@ -118,36 +118,6 @@ class Queue:
         return accounts
 
 
-@asynccontextmanager
-async def learning(config: LearnerConfig, *, fails: bool = False) -> AsyncIterator["RunningLearner"]:
-    """A learner in this process; stopped at the end, if it still runs. What it raises is raised, unless
-    it is said that it `fails`.
-    """
-    stop = asyncio.Event()
-    task = asyncio.create_task(run(config, stop=stop))
-    learner = RunningLearner(task, stop)
-    try:
-        yield learner
-    finally:
-        stop.set()
-        await asyncio.wait([task])
-    if not fails:
-        task.result()
-
-
-class RunningLearner:
-    """A learner's task."""
-
-    def __init__(self, task: "asyncio.Task[None]", stop: asyncio.Event) -> None:
-        self.task = task
-        self._stop = stop
-
-    async def ended(self, *, timeout: float = 20.0) -> None:
-        """Waits until it ends by itself; raises what it raised."""
-        async with asyncio.timeout(timeout):
-            await asyncio.shield(self.task)
-
-    async def stopped(self) -> None:
-        """Stops it as SIGTERM does and waits."""
-        self._stop.set()
-        await self.ended()
+def learning(config: LearnerConfig, *, fails: bool = False) -> AbstractAsyncContextManager[RunningService]:
+    """A learner in this process; see `running`."""
+    return running(lambda stop: run(config, stop=stop), fails=fails)

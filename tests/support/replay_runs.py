@@ -2,8 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from shared.types import Chunk, ChunkHeader
 from shared.wire.chunks import encode_chunk
 from tests.support.nats import NatsRun
+from tests.support.running import RunningService, running
 from tests.support.statuses import next_status
 from tests.support.waiting import eventually
 
@@ -168,35 +168,6 @@ async def status_of(bus: Bus) -> dict[str, Any]:
     return await next_status(bus, "replay")
 
 
-@asynccontextmanager
-async def replaying(config: ReplayConfig, *, fails: bool = False) -> AsyncIterator["RunningReplay"]:
-    """A replay in this process; stopped at the end, if it still runs. What it raises is raised, unless
-    it is said that it `fails`.
-    """
-    stop = asyncio.Event()
-    task = asyncio.create_task(run(config, stop=stop))
-    try:
-        yield RunningReplay(task, stop)
-    finally:
-        stop.set()
-        await asyncio.wait([task])
-    if not fails:
-        task.result()
-
-
-class RunningReplay:
-    """A replay's task."""
-
-    def __init__(self, task: "asyncio.Task[None]", stop: asyncio.Event) -> None:
-        self.task = task
-        self._stop = stop
-
-    async def ended(self, *, timeout: float = 20.0) -> None:
-        """Waits until it ends by itself; raises what it raised."""
-        async with asyncio.timeout(timeout):
-            await asyncio.shield(self.task)
-
-    async def stopped(self) -> None:
-        """Stops it as SIGTERM does and waits."""
-        self._stop.set()
-        await self.ended()
+def replaying(config: ReplayConfig, *, fails: bool = False) -> AbstractAsyncContextManager[RunningService]:
+    """A replay in this process; see `running`."""
+    return running(lambda stop: run(config, stop=stop), fails=fails)
