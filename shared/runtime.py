@@ -10,6 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -70,6 +71,27 @@ async def in_thread(function: Callable[[], T], executor: Executor | None = None)
         if not running.cancelled() and (error := running.exception()):
             raise error from None
         raise
+
+
+def outcome(job: Callable[[], T], future: "asyncio.Future[T]") -> Callable[[], None]:
+    """Does `job` in the thread that calls this; what it returns tells `future`, and is for the event loop."""
+    try:
+        result = job()
+    except StopIteration as error:  # no future takes it
+        return partial(_fail, future, RuntimeError(f"a job raised {error!r}"))
+    except BaseException as error:  # it belongs to whoever asked
+        return partial(_fail, future, error)
+    return partial(_resolve, future, result)
+
+
+def _resolve(future: "asyncio.Future[T]", result: T) -> None:
+    if not future.cancelled():
+        future.set_result(result)
+
+
+def _fail(future: "asyncio.Future[Any]", error: BaseException) -> None:
+    if not future.cancelled():
+        future.set_exception(error)
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:

@@ -6,7 +6,6 @@ cannot keep an actor from ending.
 
 import asyncio
 import contextlib
-import functools
 import math
 import queue
 import threading
@@ -15,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
+
+from shared.runtime import outcome
 
 T = TypeVar("T")
 
@@ -109,26 +110,8 @@ class StepThreads:
                 continue
             now = self._clock()
             self._running[me] = _Running(now, now, job.limit_seconds)
-            outcome = _outcome(job)
+            tell = outcome(job.function, job.future)
             del self._running[me]
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                job.loop.call_soon_threadsafe(outcome)
-            del job, outcome  # an idle thread keeps no environment alive
-
-
-def _outcome(job: _Job) -> Callable[[], None]:
-    """Runs the job; returns what tells its future, to be called by the event loop."""
-    try:
-        result = job.function()
-    except BaseException as error:  # it belongs to whoever asked
-        return functools.partial(_settle, job.future, None, error)
-    return functools.partial(_settle, job.future, result, None)
-
-
-def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
-    if future.cancelled():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+                job.loop.call_soon_threadsafe(tell)
+            del job, tell  # an idle thread keeps no environment alive

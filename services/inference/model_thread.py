@@ -4,9 +4,10 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+from shared.runtime import outcome
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class ModelThread:
         """
         future: asyncio.Future[T] = self._loop.create_future()
         if is_quick and self._given == self._done:
-            _outcome(job, future)()
+            outcome(job, future)()
         else:
             self._given += 1
             self._jobs.put((job, future))
@@ -71,28 +72,7 @@ class ModelThread:
             del item
 
     def _do(self, job: Callable[[], T], future: asyncio.Future[T]) -> None:
-        tell = None if future.cancelled() else _outcome(job, future)
+        tell = None if future.cancelled() else outcome(job, future)
         self._done += 1  # before anybody hears of it
         if tell is not None:
             self._loop.call_soon_threadsafe(tell)
-
-
-def _outcome(job: Callable[[], T], future: asyncio.Future[T]) -> Callable[[], None]:
-    """Does `job`; what it returns tells `future`, on the loop."""
-    try:
-        result = job()
-    except StopIteration as error:  # no future takes it
-        return partial(_fail, future, RuntimeError(f"a job raised {error!r}"))
-    except BaseException as error:
-        return partial(_fail, future, error)
-    return partial(_resolve, future, result)
-
-
-def _resolve(future: asyncio.Future[T], result: T) -> None:
-    if not future.cancelled():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.cancelled():
-        future.set_exception(error)

@@ -25,6 +25,13 @@ async def test_an_error_comes_back_too() -> None:
         assert await threads.run(lambda: 1) == 1
 
 
+async def test_an_error_that_no_future_takes_comes_back_as_one_that_it_does() -> None:
+    with StepThreads(1) as threads:
+        with pytest.raises(RuntimeError, match="a job raised StopIteration"):
+            await threads.run(lambda: next(iter(())))
+        assert await threads.run(lambda: 1) == 1
+
+
 async def test_one_thread_serves_in_the_order_of_asking() -> None:
     order: list[int] = []
     with StepThreads(1) as threads:
