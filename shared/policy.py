@@ -22,6 +22,7 @@ from shared.algorithms.exploration import EVALUATION_EPSILON
 from shared.checkpoints import Checkpoint, latest_checkpoint
 from shared.errors import RunError
 from shared.networks.build import build_network
+from shared.networks.leaves import torch_dtype
 from shared.networks.precision import resolve_device
 from shared.networks.unroll import network_input, next_history
 from shared.specs import LeafSpec, RunSpec
@@ -65,7 +66,9 @@ class Policy:
         self._previous_action = torch.zeros(1, dtype=torch.int64, device=self._device)
         stacked = self._spec.network.frame_stack - 1
         self._history = {
-            leaf.name: torch.zeros((1, stacked, *leaf.shape), dtype=_dtype(leaf), device=self._device)
+            leaf.name: torch.zeros(
+                (1, stacked, *leaf.shape), dtype=torch_dtype(leaf.dtype), device=self._device
+            )
             for leaf in (self._spec.environment.observation if stacked else ())
         }
 
@@ -193,7 +196,3 @@ def _step(part: Any, rest: str, name: str) -> tuple[str, Any]:
         raise ValueError(f"the observation has no {name!r}, on which the policy was trained")
     key = max(found, key=len)
     return key, keys[key]
-
-
-def _dtype(leaf: LeafSpec) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, leaf.dtype)).dtype

@@ -16,9 +16,10 @@ from services.inference.frames import FrameMemory
 from services.inference.graphs import GraphedNetwork
 from services.inference.places import Places, remembered_places
 from services.inference.quickness import Quickness
-from services.inference.staging import Staging, torch_dtype
+from services.inference.staging import Staging
 from shared.errors import RunError
 from shared.networks.interface import Network, NetworkInput, State
+from shared.networks.leaves import torch_dtype
 from shared.networks.precision import Precision, autocast, uses_bfloat16
 from shared.networks.unroll import clip_rewards, previous_inputs
 from shared.specs import RunSpec

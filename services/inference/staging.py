@@ -5,13 +5,9 @@ import torch
 
 from services.inference.assembler import StepArrays
 from services.inference.slots import Slots
+from shared.networks.leaves import torch_dtype
 from shared.specs import EnvironmentSpec
 from shared.types import Array, Leaves
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The tensor dtype of a numpy dtype's name."""
-    return torch.from_numpy(np.empty(0, dtype=name)).dtype
 
 
 class Staging:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from services.learner.rows import Slice
 from shared.networks.interface import NetworkInput, State
+from shared.networks.leaves import torch_dtype
 from shared.networks.unroll import clip_rewards, network_input
 from shared.types import Array, Chunk
 
@@ -109,9 +110,9 @@ def time_major(batch_major: Tensor) -> Tensor:
 def _joined(parts: Sequence[Array], device: torch.device) -> Tensor:
     """The rows of all `parts` in one tensor; the only copy on the way to it (decoded arrays are views)."""
     rows = sum(map(len, parts))
-    empty = np.empty((0, *parts[0].shape[1:]), parts[0].dtype)
+    like = parts[0]
     tensor = torch.empty(
-        (rows, *empty.shape[1:]), dtype=torch.from_numpy(empty).dtype, pin_memory=device.type == "cuda"
+        (rows, *like.shape[1:]), dtype=torch_dtype(like.dtype.name), pin_memory=device.type == "cuda"
     )
     np.concatenate(parts, out=tensor.numpy())
     return tensor.to(device, non_blocking=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from services.learner.batches import on_own_stream, time_major
 from shared.errors import ChunkError
 from shared.networks.interface import NetworkInput, State
+from shared.networks.leaves import torch_dtype
 from shared.networks.unroll import clip_rewards, network_input
 from shared.types import Array, Chunk
 
@@ -144,7 +145,7 @@ def _joined(
     like = select(sequences[0][0])
     tensor = torch.empty(
         (len(sequences), shape.steps + after, *like.shape[2:]),
-        dtype=torch.from_numpy(np.empty(0, like.dtype)).dtype,
+        dtype=torch_dtype(like.dtype.name),
         pin_memory=device.type == "cuda",
     )
     joined = tensor.numpy()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,11 @@ def pixels(leaf: LeafSpec, values: Tensor) -> Tensor:
     if not channels_first(leaf):
         values = values.movedim(-1, 2)
     return values.flatten(1, 2)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The tensor dtype of a numpy dtype's name."""
+    return torch.from_numpy(np.empty(0, name)).dtype
 
 
 def scale(leaf: LeafSpec) -> float:
