@@ -8,11 +8,9 @@ import orjson
 import structlog
 from nats.js import api
 
-from shared.bus.connection import API_TIMEOUT_SECONDS, Bus
+from shared.bus.connection import Bus
 from shared.bus.pulling import Puller
-from shared.bus.streams import ensure_run
-from shared.bus.trouble import trouble
-from shared.errors import ConnectionFailed
+from shared.bus.streams import NoStream, ensure_run, published
 
 ACK_WAIT_SECONDS = 10.0
 
@@ -29,17 +27,12 @@ async def publish_episodes(bus: Bus, episodes: list[Episode], *, message_id: str
     """
     message_id = message_id or secrets.token_hex(8)
     for number, data in enumerate(_messages(episodes, bus.max_payload)):
-        headers = {api.Header.MSG_ID.value: f"{message_id}/{number}"}
-        with trouble("episodes"):
-            try:
-                answer = await bus.nc.request(
-                    bus.subjects.episodes, data, timeout=API_TIMEOUT_SECONDS, headers=headers
-                )
-            except nats.errors.NoRespondersError:
-                await ensure_run(bus)
-                raise
-        if error := orjson.loads(answer.data).get("error"):
-            raise ConnectionFailed(f"episodes: {error.get('description', error)}")
+        subject, numbered = bus.subjects.episodes, f"{message_id}/{number}"
+        try:
+            await published(bus, subject, data, what="episodes", message_id=numbered)
+        except NoStream:
+            await ensure_run(bus)
+            raise
 
 
 class EpisodeConsumer:

@@ -4,15 +4,39 @@ from typing import Any
 
 import orjson
 from nats.js import api
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
 from nats.js.kv import KeyValue
 
 from shared.bus.connection import API_TIMEOUT_SECONDS, Bus
-from shared.bus.trouble import STREAM_NAME_IN_USE, refusal, trouble
-from shared.errors import ConnectionFailed
+from shared.bus.trouble import QUEUE_IS_FULL, STREAM_NAME_IN_USE, refusal, trouble, words
+from shared.errors import ConnectionFailed, QueueFull
 
 MAX_EPISODE_MESSAGES = 10_000
 _KEPT_WEIGHTS = 2
+
+
+class NoStream(ConnectionFailed):
+    """Nobody keeps what is published: the stream does not exist, or not now."""
+
+
+async def published(bus: Bus, subject: str, data: bytes, *, what: str, message_id: str | None = None) -> int:
+    """Publishes into the stream of `subject`; the sequence there, once the server has it.
+
+    Raises QueueFull where the stream takes no more for now, NoStream where there is none, and another
+    ConnectionFailed when it cannot be told whether the message arrived; all begin with `what`. One that is
+    published again with its `message_id` is not kept twice.
+    """
+    headers = {api.Header.MSG_ID.value: message_id} if message_id is not None else None
+    with trouble(what):
+        try:
+            kept = await bus.js.publish(subject, data, headers=headers)
+        except NoStreamResponseError as error:
+            raise NoStream(f"{what}: {words(error)}") from error
+        except APIError as error:
+            if error.err_code == QUEUE_IS_FULL:
+                raise QueueFull(f"{what} is full") from error
+            raise ConnectionFailed(f"{what}: {words(error)}") from error
+    return int(kept.seq)
 
 
 async def ensure_run(bus: Bus) -> None:

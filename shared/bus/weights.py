@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import nats.errors
@@ -18,8 +19,8 @@ from nats.aio.msg import Msg
 from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
 
-from shared.bus.connection import API_TIMEOUT_SECONDS, RETRY_SECONDS, Bus
-from shared.bus.streams import ensure_run, stream_info
+from shared.bus.connection import RETRY_SECONDS, Bus
+from shared.bus.streams import NoStream, ensure_run, published, stream_info
 from shared.bus.trouble import trouble
 from shared.errors import ConnectionFailed, Refused
 
@@ -64,7 +65,7 @@ async def publish_weights(bus: Bus, data: bytes, *, update: int, network_hash: s
     }
     try:
         return await _publish_set(bus, data, manifest)
-    except _NoStream:
+    except NoStream:
         await ensure_run(bus)
         return await _publish_set(bus, data, manifest)
 
@@ -179,30 +180,15 @@ async def _newest(bus: Bus, reader: WeightsReader, version: int, *, surely: bool
     return None
 
 
-class _NoStream(ConnectionFailed):
-    """Nobody keeps what is published: the stream does not exist."""
-
-
 async def _publish_set(bus: Bus, data: bytes, manifest: dict[str, Any]) -> int:
+    publish = partial(published, what="weights")
     size = min(MAX_PART_BYTES, bus.max_payload)
     pieces = [data[start : start + size] for start in range(0, len(data), size)]
     parts: list[int] = []
     for some in _in_flight(tuple(range(len(pieces)))):
-        publishing = (_publish(bus, bus.subjects.weights_part(part), pieces[part]) for part in some)
+        publishing = (publish(bus, bus.subjects.weights_part(part), pieces[part]) for part in some)
         parts += await asyncio.gather(*publishing)
-    return await _publish(bus, bus.subjects.weights_manifest, orjson.dumps({**manifest, "parts": parts}))
-
-
-async def _publish(bus: Bus, subject: str, data: bytes) -> int:
-    with trouble("weights"):
-        try:
-            answer = await bus.nc.request(subject, data, timeout=API_TIMEOUT_SECONDS)
-        except nats.errors.NoRespondersError as error:
-            raise _NoStream(f"weights: there is no stream {bus.subjects.weights_stream}") from error
-    acknowledgement = orjson.loads(answer.data)
-    if refused := acknowledgement.get("error"):
-        raise ConnectionFailed(f"weights: {refused.get('description', refused)}")
-    return int(acknowledgement["seq"])
+    return await publish(bus, bus.subjects.weights_manifest, orjson.dumps({**manifest, "parts": parts}))
 
 
 def _parsed(message: RawStreamMsg) -> _Manifest:

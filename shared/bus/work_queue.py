@@ -14,16 +14,15 @@ from datetime import timedelta
 from weakref import WeakValueDictionary
 
 import nats.errors
-import orjson
 from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
-from shared.bus.connection import API_TIMEOUT_SECONDS, Bus
+from shared.bus.connection import Bus
 from shared.bus.pulling import Puller
-from shared.bus.streams import ensure_stream, run_bucket, stream_details, stream_info
-from shared.bus.trouble import QUEUE_IS_FULL, refusal, trouble
-from shared.errors import ChunkError, ConnectionFailed, QueueFull
+from shared.bus.streams import ensure_stream, published, run_bucket, stream_details, stream_info
+from shared.bus.trouble import refusal, trouble
+from shared.errors import ChunkError, ConnectionFailed
 
 ACK_WAIT_SECONDS = 10.0
 DUPLICATE_WINDOW_SECONDS = 1800.0
@@ -81,20 +80,8 @@ async def publish_chunk(bus: Bus, data: bytes, message_id: str) -> int:
         raise ChunkError(
             f"message {message_id[:100]} of {len(data):,} bytes; NATS takes {bus.max_payload:,} at most"
         )
-    what = "the work queue"
-    with trouble(what):
-        answer = await bus.nc.request(
-            bus.subjects.trajectories,
-            data,
-            timeout=API_TIMEOUT_SECONDS,
-            headers={api.Header.MSG_ID.value: message_id},
-        )
-    acknowledgement = orjson.loads(answer.data)
-    if error := acknowledgement.get("error"):
-        if error.get("err_code") == QUEUE_IS_FULL:
-            raise QueueFull(f"{what} is full")
-        raise ConnectionFailed(f"{what}: {error.get('description', error)}")
-    return int(acknowledgement["seq"])
+    subject = bus.subjects.trajectories
+    return await published(bus, subject, data, what="the work queue", message_id=message_id)
 
 
 async def queue_state(bus: Bus) -> QueueState:
