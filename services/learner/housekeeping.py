@@ -68,7 +68,6 @@ class Housekeeping:
             report.accounts.seconds += now - self._last
             self._books.write_soon()
         self._last = now
-        report.held = self._books.held
         report.sample(now)
         self._warn_of_refusals(now)
         with suppress(ConnectionFailed, TimeoutError):

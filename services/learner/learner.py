@@ -151,7 +151,7 @@ class Learner:
     def _parts(self, session: Session) -> Parts:
         config, bus, report = self._config, self._bus, self._report
         books = Bookkeeper(report.accounts, config.directory, self._writing)
-        report.journal_trouble = lambda: books.trouble
+        report.held, report.journal_trouble = lambda: books.held, lambda: books.trouble
         feeder = self._feeder(session, books)
 
         async def snapshot() -> Snapshot:

@@ -51,7 +51,7 @@ class LearnerMetrics(Collector):
             values={"trained": accounts.trained, **refused},
         )
         yield gauge("queued_chunks", "Messages in the work queue.", self._report.queue.messages)
-        yield gauge("held_chunks", "Messages of the work queue in hand.", self._report.held)
+        yield gauge("held_chunks", "Messages of the work queue in hand.", self._report.held())
 
     def _gauges(self) -> Iterator[Metric]:
         accounts, update, gauge = self._report.accounts, self._report.update, self._families.gauge

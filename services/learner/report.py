@@ -46,7 +46,7 @@ class Report:
     starved_seconds: float = 0.0  # for how long the next batch has been waited for
     accounts: Accounts = field(default_factory=Accounts)
     queue: QueueState = field(default_factory=lambda: QueueState(0, 0))
-    held: int = 0  # messages in hand
+    held: Callable[[], int] = lambda: 0  # messages in hand
     agent: str = "vtrace"
     update: UpdateMetrics | R2D2Metrics | None = None  # the newest since the start
     replay: ReplayCounts | None = None  # R2D2: what replay said last
@@ -105,7 +105,7 @@ class Report:
             "bottleneck": self._bottleneck(),
             "loss": update["total_loss"],
             **update,
-            "messages_held": self.held,
+            "messages_held": self.held(),
             "weights_version": self.weights_version,
             "checkpoint": self.checkpoint,
             "checkpoint_failures": self.checkpoint_failures,
