@@ -1,6 +1,6 @@
 """When a stream of which nothing comes has ended."""
 
-from services.replay.feeding import Silence
+from services.replay.silence import Silence
 
 
 def test_a_stream_may_be_silent_for_several_times_as_long_as_the_slowest_one_was() -> None:
