@@ -145,7 +145,8 @@ class HeldShare:
 class Processor:
     """How busy this machine's processor is; where Linux does not say it, unknown."""
 
-    def __init__(self) -> None:
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
         self._last = self._read()
         self.busy: float | None = None  # share of all cores' time between the last two samples
 
@@ -157,11 +158,10 @@ class Processor:
             self.busy = round(1.0 - idle / whole, 3)
         self._last = now
 
-    @staticmethod
-    def _read() -> tuple[int, int] | None:
+    def _read(self) -> tuple[int, int] | None:
         """Idle and all ticks."""
         try:
-            ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+            ticks = [int(word) for word in self._stat.read_text().split("\n", 1)[0].split()[1:9]]
         except (OSError, ValueError):
             return None
         return ticks[3] + ticks[4], sum(ticks)

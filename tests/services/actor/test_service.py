@@ -244,11 +244,14 @@ async def test_an_actor_may_start_before_inference(free_port: int) -> None:
         await server.die()
         async with acting(server, http_port=free_port):
             await eventually(lambda: _http(free_port))
-            status, text = await get(free_port, "/readyz")
-            assert status == 503
+            await eventually(lambda: _awaits(free_port, "inference at "))
             await server.start()
             await server.steps(2)
-            assert text
+
+
+async def _awaits(port: int, what: str) -> bool:
+    status, text = await get(port, "/readyz")
+    return status == 503 and all(reason.startswith(what) for reason in json.loads(text)["reasons"])
 
 
 async def _http(port: int) -> bool:
