@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
+from shared.config import HttpSettings
 from shared.errors import ConfigurationError
 from shared.telemetry import Progress, get_logger, watchdog
 
@@ -43,17 +44,15 @@ def new_registry() -> CollectorRegistry:
 
 @asynccontextmanager
 async def serving_http(
-    host: str,
-    port: int,
+    settings: HttpSettings,
     *,
     service: str,
     is_ready: Callable[[], list[str]],
     status: Callable[[], dict[str, Any]],
     registry: CollectorRegistry,
     progress: Progress,
-    watchdog_seconds: float,
 ) -> AsyncIterator[int]:
-    """Answers HTTP on `host`:`port` (0: a free one) while the context is open; yields the port.
+    """Answers HTTP where `settings` say (port 0: a free one) while the context is open; yields the port.
 
     * /healthz: 200, or 503 when the event loop or anything else in `progress` stands still for more than
       `watchdog_seconds`; then all stacks are logged, too.
@@ -66,6 +65,7 @@ async def serving_http(
 
     Raises ConfigurationError when the address cannot be listened on.
     """
+    host, port, watchdog_seconds = settings.http_host, settings.http_port, settings.watchdog_seconds
 
     def healthz(_: web.Request) -> web.Response:
         stalled = progress.stalled(monotonic(), watchdog_seconds)

@@ -39,14 +39,12 @@ async def run(config: ActorConfig, *, stop: asyncio.Event) -> None:
         actor = _Actor(config, ActorMetrics(registry), threads)
         registry.register(actor.activity)
         async with serving_http(
-            config.http_host,
-            config.http_port,
+            config,
             service="actor",
             is_ready=actor.waiting_for,
             status=actor.status,
             registry=registry,
             progress=actor.progress,
-            watchdog_seconds=config.watchdog_seconds,
         ):
             await run_until_stopped(actor.play(stop), actor.watch(), stop=stop)
 

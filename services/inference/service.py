@@ -63,14 +63,12 @@ async def run(config: InferenceConfig, *, stop: asyncio.Event) -> None:
         async with ChunkPublisher(bus, metrics, ensure_queue=agreement.ensure_queue) as publisher:
             service = _Service(config, bus, agreement, publisher, metrics)
             async with serving_http(
-                config.http_host,
-                config.http_port,
+                config,
                 service=SERVICE,
                 is_ready=service.report.not_ready,
                 status=service.report.status,
                 registry=metrics.registry,
                 progress=progress,
-                watchdog_seconds=config.watchdog_seconds,
             ):
                 await service.serve(stop)
                 await service.finish()

@@ -49,14 +49,12 @@ async def run(config: LearnerConfig, *, stop: asyncio.Event) -> None:
     me = f"{socket.gethostname()}-{os.getpid()}"
     async with (
         serving_http(
-            config.http_host,
-            config.http_port,
+            config,
             service=SERVICE,
             is_ready=report.waiting,
             status=report.status,
             registry=registry,
             progress=progress,
-            watchdog_seconds=config.watchdog_seconds,
         ),
         connected_bus(config, run_id=config.run_id, name=SERVICE, patient=True) as bus,
     ):

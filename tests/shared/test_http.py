@@ -18,6 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from structlog.testing import capture_logs
 
 from shared import http
+from shared.config import HttpSettings
 from shared.errors import ConfigurationError
 from shared.http import new_registry, serving_http
 from shared.telemetry import Progress
@@ -30,7 +31,9 @@ Serve = Callable[..., Any]
 
 
 @asynccontextmanager
-async def serving(**changes: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
+async def serving(
+    *, watchdog_seconds: float = 60.0, **changes: Any
+) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
     """The base URL of a service's HTTP endpoints, and a client."""
     values: dict[str, Any] = {
         "service": "test",
@@ -38,10 +41,10 @@ async def serving(**changes: Any) -> AsyncIterator[tuple[str, aiohttp.ClientSess
         "status": dict,
         "registry": new_registry(),
         "progress": Progress(),
-        "watchdog_seconds": 60.0,
     }
+    settings = HttpSettings(watchdog_seconds=watchdog_seconds)
     async with (
-        serving_http("127.0.0.1", 0, **(values | changes)) as port,
+        serving_http(settings, **(values | changes)) as port,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(DEADLINE)) as client,
     ):
         yield f"http://127.0.0.1:{port}", client
@@ -150,14 +153,12 @@ def taken() -> Iterator[int]:
 
 async def listen(host: str, port: int) -> None:
     async with serving_http(
-        host,
-        port,
+        HttpSettings(http_host=host, http_port=port),
         service="test",
         is_ready=list,
         status=dict,
         registry=new_registry(),
         progress=Progress(),
-        watchdog_seconds=60.0,
     ):
         pass
 
@@ -281,6 +282,7 @@ async def test_a_connection_without_a_whole_request_is_closed_and_one_with_is_ke
 FEW_DESCRIPTORS = 128
 SERVICE = """
 import asyncio, sys, uvloop
+from shared.config import HttpSettings
 from shared.http import new_registry, serving_http
 from shared.telemetry import Progress
 
@@ -289,8 +291,8 @@ def status():
         return {"files": "can be opened"}
 
 async def main():
-    async with serving_http("127.0.0.1", 0, service="test", is_ready=list, status=status,
-                            registry=new_registry(), progress=Progress(), watchdog_seconds=60.0) as port:
+    async with serving_http(HttpSettings(), service="test", is_ready=list, status=status,
+                            registry=new_registry(), progress=Progress()) as port:
         print(port, file=sys.stderr, flush=True)
         await asyncio.Event().wait()
 

@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 
 from services.local.watching import ActorAccount, ActorWatch, watched_actors
+from shared.config import HttpSettings
 from shared.http import new_registry, serving_http
 from shared.telemetry import Progress
 from tests.support.waiting import eventually
@@ -24,14 +25,12 @@ def waits(why: str) -> dict[str, Any]:
 async def answering(status: Callable[[], dict[str, Any]]) -> AsyncIterator[str]:
     """The address of an actor's HTTP endpoints."""
     async with serving_http(
-        "127.0.0.1",
-        0,
+        HttpSettings(),
         service="actor",
         is_ready=list,
         status=status,
         registry=new_registry(),
         progress=Progress(),
-        watchdog_seconds=60,
     ) as port:
         yield f"127.0.0.1:{port}"
 
