@@ -1,4 +1,4 @@
-"""Every error the project raises on purpose.
+"""The errors that leave a service or reach another module, with those of single services beside them.
 
 SeedrlError
 ├── UserError            a person's mistake: one line on stderr, exit status 2
@@ -6,11 +6,17 @@ SeedrlError
 │   ├── UnsupportedEnvironment    an unknown environment or an unsupported space
 │   └── RunError             a run directory or a run that is not what was asked for
 ├── ConnectionFailed     a peer that could not be reached in time: one line, exit status 3
+│   └── NoStream             (shared.bus) nobody keeps what is published
 ├── Refused              a peer said no for good (token, spaces, protocol): one line, exit status 4
-├── ProtocolError        a message that breaks the inference protocol: ends one stream
+├── ProtocolError        a message that breaks a protocol: ends one stream, or one request to replay
+│   └── Refusal              (services.inference) with the status that the stream ends with
 ├── ChunkError           bytes that are no chunk, or a chunk that does not fit the run
 ├── QueueFull            the work queue takes no more for now (backpressure)
-└── TrainingDiverged     a loss or gradient that is not finite: one line, exit status 5
+├── TrainingDiverged     a loss or gradient that is not finite: one line, exit status 5
+├── EnvironmentCrashed, EnvironmentHangs    (services.actor) one line, exit status 1
+└── ServiceFailed        (services.local) a child's last words and exit status
+
+What a module raises for itself to catch, and never lets out, is no SeedrlError.
 """
 
 
@@ -51,7 +57,7 @@ class Refused(SeedrlError):
 
 
 class ProtocolError(SeedrlError):
-    """A message that breaks the inference protocol; it ends the stream it came on."""
+    """A message that breaks the protocol of inference or replay; it ends what it belongs to, nothing else."""
 
 
 class ChunkError(SeedrlError):
