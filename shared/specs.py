@@ -123,7 +123,7 @@ class RunSpec:
                 discount=raw.get("discount", 0.0),
                 n_steps=raw.get("n_steps", 0),
             )
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(f"not a run spec: {error!r}") from error
 
     def disagreement(self, other: "RunSpec") -> str | None:

@@ -227,9 +227,8 @@ def resolved(env: str) -> EnvSpec:
     elif env_id.startswith(ALE_NAMESPACE) and not _ale_is_registered():
         raise UnsupportedEnvironment(f"{env_id} needs ale-py: pip install 'seedrl[atari]'")
     found = gymnasium.registry.get(env_id)
-    if (
-        found is None and not module and _ale_is_registered()
-    ):  # also names of its own, such as PongNoFrameskip-v4
+    # ale-py has names without its namespace, too, such as PongNoFrameskip-v4.
+    if found is None and not module and _ale_is_registered():
         found = gymnasium.registry.get(env_id)
     if found is None:
         raise UnsupportedEnvironment(f"unknown environment {env_id!r}{_suggestions(env_id)}")

@@ -27,9 +27,8 @@ class Observations:
         self._spec = spec
         self._group_size = group_size
         self._before = spec.network.frame_stack - 1
-        self._hidden: list[
-            tuple[Array, Array]
-        ] = []  # frames in the chunk that are zero for now, and what they are
+        # Frames in the chunk that are zero for now, and what they are.
+        self._hidden: list[tuple[Array, Array]] = []
         self._begin()
         for leaf in self._leaves.values():
             leaf[:, : self._before] = 0

@@ -23,7 +23,7 @@ from shared.wire.pipes import Pipes, taken
 _REMEMBERED_IDS = 100_000
 _MOST_CHUNKS = 2  # unpublished, per environment there may be: more than live streams hold while one joins
 
-Episodes = Callable[[dict[str, Any]], None]
+OnEpisode = Callable[[dict[str, Any]], None]
 
 
 class Stream:
@@ -37,7 +37,7 @@ class Stream:
         rows_per_message: int,
         dispatcher: Dispatcher,
         publisher: ChunkPublisher,
-        on_episode: Episodes,
+        on_episode: OnEpisode,
         metrics: InferenceMetrics,
         pipes: Pipes | None,
     ) -> None:
@@ -112,7 +112,7 @@ class Streams:
         *,
         max_environments: int,
         publisher: ChunkPublisher,
-        on_episode: Episodes,
+        on_episode: OnEpisode,
         metrics: InferenceMetrics,
     ) -> None:
         self._slots = SlotAllocator(max_environments)
