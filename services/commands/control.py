@@ -1,6 +1,5 @@
 """`seedrl control`: tells the services of a run what to do and prints what they did."""
 
-import asyncio
 import sys
 
 import orjson
@@ -9,6 +8,7 @@ from services.commands.config import ControlConfig
 from services.commands.reach import reached_run
 from shared.bus.control import request_control
 from shared.errors import RunError
+from shared.runtime import run_command
 
 ANSWER_SECONDS = 30.0  # a checkpoint of a large network takes a while
 
@@ -18,7 +18,7 @@ def control(config: ControlConfig) -> int:
 
     Raises RunError when none answers.
     """
-    return asyncio.run(_control(config))
+    return run_command(_control(config))
 
 
 async def _control(config: ControlConfig) -> int:

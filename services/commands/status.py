@@ -1,6 +1,5 @@
 """`seedrl status`: what every service of a run does and waits for."""
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,13 +11,14 @@ from services.commands.reach import reached_run
 from services.local.display import bottleneck, doing, services_table
 from shared.bus.control import request_control
 from shared.errors import RunError
+from shared.runtime import run_command
 
 ANSWER_SECONDS = 2.0
 
 
 def status(config: StatusConfig) -> int:
     """Asks every service of the run for its status and prints it. Raises RunError when none answers."""
-    run_id, answers = asyncio.run(_answers(config))
+    run_id, answers = run_command(_answers(config))
     if config.as_json:
         print(orjson.dumps(answers).decode())
         return 0
