@@ -2,36 +2,21 @@
 
 import asyncio
 import contextlib
-import os
-import shlex
-import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.text import Text
+from rich.console import Console
 
 from services.actor.environments import check_env
 from services.commands.config import EvalConfig
+from services.commands.output import Output
+from services.commands.showing import shown
 from services.learner.accounts import CHECKPOINTS, COMPLETED, completed, load_accounts
 from services.learner.replay_counts import replay_counts
-from services.local.config import CONFIG_FILE, TrainConfig
+from services.local.config import TrainConfig
 from services.local.connection import published_connection
 from services.local.directory import configured, used_directory
-from services.local.display import (
-    actor_doing,
-    actors_in_trouble,
-    bottleneck,
-    connected_actors,
-    doing,
-    headline,
-    progress_line,
-    services_table,
-)
 from services.local.nats import nats_of_run
 from services.local.run import LocalRun
 from services.local.summary import (
@@ -41,7 +26,7 @@ from services.local.summary import (
     untrained_queue,
     write_summary,
 )
-from services.local.watching import ActorWatch, watched_actors
+from services.local.watching import watched_actors
 from shared.bus.connection import connected_bus
 from shared.bus.key_values import keep_paused
 from shared.bus.statuses import StatusBoard, watched_statuses
@@ -49,43 +34,6 @@ from shared.config import secret_values
 from shared.errors import ConnectionFailed, SeedrlError
 from shared.runtime import run_command, stop_signals
 from shared.telemetry import configure_logging
-
-PLAIN_LINE_SECONDS = 5.0
-TABLE_SECONDS = 0.5
-SILENT_SECONDS = 5.0  # services speak each second
-
-
-class _Output:
-    """Standard output, which goes on in silence when it cannot be written any more.
-
-    Nobody may read it, its terminal be closed, its disk full: the run matters more than what is said of it.
-    """
-
-    def __init__(self) -> None:
-        self._stream = sys.stdout
-
-    def write(self, text: str) -> int:
-        """Length of `text`."""
-        with self._silence_instead():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """As a file's."""
-        with self._silence_instead():
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    @contextlib.contextmanager
-    def _silence_instead(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            silence = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silence, self._stream.fileno())
-            os.close(silence)
 
 
 def train(config: TrainConfig) -> int:
@@ -96,7 +44,7 @@ def train(config: TrainConfig) -> int:
 
         check_network_name(config.network)
     check_env(config.env)
-    output: Any = _Output()
+    output: Any = Output()
     console = Console(file=output, markup=False)  # paths and what environments say may look like markup
     with used_directory(config) as directory:
         discarded = discarded_before(config)
@@ -180,7 +128,7 @@ async def _train(config: TrainConfig, console: Console, discarded_so_far: int | 
                 async with (
                     watched_statuses(bus, board),
                     watched_actors(lambda: run.actor_addresses) as actors,
-                    _shown(console, run, board, actors),
+                    shown(console, run, board, actors),
                 ):
                     try:
                         finished = await run.until_done(stop)
@@ -205,111 +153,3 @@ def _exit_reason(config: TrainConfig, board: StatusBoard) -> str:
         return str(said)
     accounts = load_accounts(config.directory)
     return completed(accounts, total_steps=config.total_steps, max_seconds=config.max_seconds) or "stopped"
-
-
-@contextlib.asynccontextmanager
-async def _shown(
-    console: Console, run: LocalRun, board: StatusBoard, actors: ActorWatch
-) -> AsyncIterator[None]:
-    """Shows a live table on a terminal, else a line now and then."""
-    settings = shlex.quote(str(run.config.directory / CONFIG_FILE))
-    join = f"seedrl actor {run.config.env} --preset {settings} --inference-url {run.inference_url}"
-    copies = "a copy of that file"
-    if run.config.tls_ca is not None:  # which no preset holds
-        join += f" --tls-ca {shlex.quote(str(run.config.tls_ca))}"
-        copies = "copies of both files"
-    console.print(f"another actor: {join}", soft_wrap=True, highlight=False)
-    if run.outer_inference_url:
-        elsewhere = f"with {copies} and --inference-url {run.outer_inference_url}"
-        console.print(f"on another host: the same {elsewhere}", soft_wrap=True, highlight=False)
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=4) as live:
-            async with _repeated(lambda: live.update(_table(run, board, actors)), TABLE_SECONDS):
-                yield
-    else:
-
-        def show() -> None:
-            console.print(_line(run, board, actors), soft_wrap=True)
-
-        async with _repeated(show, PLAIN_LINE_SECONDS):
-            yield
-
-
-@contextlib.asynccontextmanager
-async def _repeated(show: Callable[[], None], seconds: float) -> AsyncIterator[None]:
-    async def forever() -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            show()
-
-    task = asyncio.create_task(forever())
-    try:
-        yield
-    finally:
-        task.cancel()
-        show()
-
-
-def _statuses(run: LocalRun, board: StatusBoard, now: float) -> dict[str, dict[str, Any]]:
-    """By service, what each but the actors said last; empty where it has said nothing since its start.
-
-    Of one that runs and has fallen silent only for how long it has been, as `silent_seconds`.
-    """
-    statuses = {}
-    for name, service in run.services.items():
-        if name.startswith("actor"):
-            continue
-        status = board.newest(name)
-        seen = status.get("seen", 0.0)
-        if not status or seen <= service.died_at:
-            status = {}
-        elif service.state == "running" and now - seen > SILENT_SECONDS:
-            status = {"silent_seconds": now - seen}
-        statuses[name] = status
-    return statuses
-
-
-def _absences(
-    run: LocalRun, statuses: Mapping[str, Mapping[str, Any]], actors: ActorWatch, now: float
-) -> dict[str, str]:
-    """Of each service that died and is not back, how often and how."""
-    present = {name for name, status in statuses.items() if status} | connected_actors(statuses).keys()
-    present |= {name for name, account in actors.accounts.items() if not account.doing(now)}
-    return {
-        name: service.deaths
-        for name, service in run.services.items()
-        if service.deaths
-        and service.state != "done"
-        and (name not in present or service.state == "restarting")
-    }
-
-
-def _line(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> str:
-    now = time.monotonic()
-    statuses = _statuses(run, board, now)
-    trouble = [f"{name} {deaths}" for name, deaths in _absences(run, statuses, actors, now).items()]
-    trouble += actors_in_trouble(connected_actors(statuses), actors.accounts, now)
-    return progress_line(statuses, total_steps=run.config.total_steps, trouble=trouble)
-
-
-def _table(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Group:
-    now = time.monotonic()
-    statuses = _statuses(run, board, now)
-    absences, connected = _absences(run, statuses, actors, now), connected_actors(statuses)
-    does = {name: doing(name, status) for name, status in statuses.items()}
-    does |= {name: actor_doing(connected.get(name), actors.accounts[name], now) for name in actors.accounts}
-    rows = [
-        {
-            "service": name,
-            "state": service.state,
-            "restarts": service.restarts,
-            "doing": "; ".join(part for part in (does.get(name, ""), absences.get(name)) if part),
-        }
-        for name, service in run.services.items()
-    ]
-    learner = statuses["learner"]
-    silent = learner.get("silent_seconds")
-    title = headline(board.newest("learner") if silent else learner, total_steps=run.config.total_steps)
-    if silent:
-        title += f"  ({silent:.0f} s ago)"
-    return Group(services_table(rows, title=title), Text(bottleneck(learner, figures=True)))

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from services.commands.train import SILENT_SECONDS, _Output, _statuses
+from services.commands.output import Output
+from services.commands.showing import SILENT_SECONDS, statuses_of
 from services.local.process import ChildProcess
 from services.local.supervisor import SupervisedService
 from shared.bus.statuses import StatusBoard
@@ -22,14 +23,14 @@ def test_a_service_that_was_just_started_has_not_fallen_silent(tmp_path: Path) -
     learner.state = "running"
     run: Any = SimpleNamespace(services={"learner": learner})
     board = StatusBoard()
-    assert _statuses(run, board, now=1e6) == {"learner": {}}
+    assert statuses_of(run, board, now=1e6) == {"learner": {}}
     board.note("learner", "l", {"steps": 1})
     seen = board.newest("learner")["seen"]
-    assert _statuses(run, board, now=seen)["learner"]["steps"] == 1
-    silent = _statuses(run, board, now=seen + SILENT_SECONDS + 1)
+    assert statuses_of(run, board, now=seen)["learner"]["steps"] == 1
+    silent = statuses_of(run, board, now=seen + SILENT_SECONDS + 1)
     assert silent == {"learner": {"silent_seconds": SILENT_SECONDS + 1}}
     learner.died_at = seen
-    assert _statuses(run, board, now=seen + SILENT_SECONDS + 1) == {"learner": {}}
+    assert statuses_of(run, board, now=seen + SILENT_SECONDS + 1) == {"learner": {}}
 
 
 def full_disk() -> int:
@@ -52,7 +53,7 @@ def closed_terminal() -> int:
 def test_what_cannot_be_shown_ends_nothing(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with open(output(), "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        silent: Any = _Output()
+        silent: Any = Output()
         console = Console(file=silent, force_terminal=True)
         with Live(console=console) as live:
             live.update("steps")
