@@ -29,6 +29,7 @@ from shared.types import Array, Chunk
 from shared.wire.chunk_rows import chunk_of_record
 from shared.wire.replay import (
     MAX_BATCH_SIZE,
+    Answer,
     Assembly,
     Request,
     SampleAnswer,
@@ -126,7 +127,7 @@ class ReplayClient:
                 subject = self._bus.subjects.replay_priorities
                 answer = await self._bus.nc.request(subject, data, timeout=API_TIMEOUT_SECONDS)
             with _garbage_passes():
-                _done(answer.data)
+                _done(decode_answer(answer.data))
 
         await self._bus.persistently(update)
 
@@ -302,14 +303,13 @@ async def _answer(subscription: Subscription, lost: "asyncio.Future[None]", asse
         message = await _next(subscription, lost)
         if message.reply:
             await message.respond(b"")
-        if not is_part(message.data):
-            answer = decode_answer(message.data) if message.data else None
-            if answer is None:
-                raise ConnectionFailed("replay: nobody there answers")
-            if answer.verdict != "waiting":
-                return _done(message.data)
-        elif (whole := assembly.add(message.data)) is not None:
-            return whole
+        if not message.data:
+            raise ConnectionFailed("replay: nobody there answers")
+        if is_part(message.data):
+            if (whole := assembly.add(message.data)) is not None:
+                return whole
+        elif (answer := decode_answer(message.data)).verdict != "waiting":
+            return _done(answer)
 
 
 async def _next(subscription: Subscription, lost: "asyncio.Future[None]") -> Msg:
@@ -325,9 +325,9 @@ async def _next(subscription: Subscription, lost: "asyncio.Future[None]") -> Msg
         await ended(coming)
 
 
-def _done(data: bytes) -> Any:
+def _done(answer: Answer) -> Any:
     """What was done; raises Refused or ConnectionFailed where it was not."""
-    verdict, value = decode_answer(data)
+    verdict, value = answer
     if verdict == "refused":
         raise Refused(f"replay: {value}")
     if verdict != "done":
