@@ -7,9 +7,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from shared.config import Settings
 from shared.kinds import Device
-from shared.wire.limits import MAX_GROUP_SIZE, MAX_MESSAGE_BYTES
-
-_BYTES_BESIDE_OBSERVATION = 7  # of one environment in a Step: reward and three flags
+from shared.wire.limits import MAX_GROUP_SIZE, MAX_MESSAGE_BYTES, STEP_BYTES_BESIDE_OBSERVATION
 
 
 class TransportConfig(Settings):
@@ -45,7 +43,7 @@ class TransportConfig(Settings):
     @property
     def step_bytes(self) -> int:
         """What a group's Step carries."""
-        return self.group_size * (math.prod(self.observation) + _BYTES_BESIDE_OBSERVATION)
+        return self.group_size * (math.prod(self.observation) + STEP_BYTES_BESIDE_OBSERVATION)
 
     @model_validator(mode="after")
     def _a_step_fits_a_message(self) -> Self:

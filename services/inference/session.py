@@ -14,6 +14,7 @@ from shared.specs import EnvironmentSpec, LeafSpec
 from shared.types import Array
 from shared.wire import inference_pb2 as pb
 from shared.wire.hello import PROTOCOL_VERSION, environment_from_hello
+from shared.wire.limits import STEP_BYTES_BESIDE_OBSERVATION
 
 Role = Literal["train", "eval"]
 
@@ -73,14 +74,9 @@ class StepReader:
         self._sent_leaves = self._leaves if shared is None else ()
         self._shared = shared
         self._group_size = group_size
-        row_bytes = 3 + 4 + sum(leaf.row_bytes for leaf in environment.observation)  # flags and reward beside
+        row_bytes = STEP_BYTES_BESIDE_OBSERVATION + sum(leaf.row_bytes for leaf in self._leaves)
         self._max_bytes = FRAMING_BYTES + group_size * row_bytes
-        self._sequence = 0  # of the next Step
-
-    @property
-    def sequence(self) -> int:
-        """Of the next Step, which is how many were read."""
-        return self._sequence
+        self.sequence = 0  # of the next Step, which is how many were read
 
     def read(self, data: bytes) -> StepArrays:
         """Read-only views, of the message or of shared memory. Raises Refusal, which names what is wrong."""
@@ -92,8 +88,8 @@ class StepReader:
         if request.WhichOneof("message") != "step":
             raise Refusal("order", "after the Welcome every message must be a Step")
         step = request.step
-        if step.sequence != self._sequence:
-            raise Refusal("sequence", f"sequence is {step.sequence}, expected {self._sequence}")
+        if step.sequence != self.sequence:
+            raise Refusal("sequence", f"sequence is {step.sequence}, expected {self.sequence}")
         arrays = StepArrays(
             observation=self._observation(step),
             reward=self._reward(step.reward),
@@ -102,7 +98,7 @@ class StepReader:
             is_first=self._flag("is_first", step.is_first),
         )
         self._check_is_first(arrays)
-        self._sequence += 1
+        self.sequence += 1
         return arrays
 
     def _observation(self, step: pb.Step) -> dict[str, Array]:
@@ -142,7 +138,7 @@ class StepReader:
             )
 
     def _check_is_first(self, step: StepArrays) -> None:
-        if self._sequence == 0 and not step.is_first.all():
+        if self.sequence == 0 and not step.is_first.all():
             raise Refusal("is_first", "is_first must be 1 in every row at sequence 0")
         if np.count_nonzero(step.is_first) and (step.is_first & (step.terminated | step.truncated)).any():
             raise Refusal(

@@ -22,12 +22,12 @@ from shared.wire.limits import (
     MAX_MESSAGE_BYTES,
     MAX_TASK_CHARACTERS,
     MAX_VALUES,
+    STEP_BYTES_BESIDE_OBSERVATION,
 )
 
 PROTOCOL_VERSION = 1
 
 _ID = re.compile(f"[A-Za-z0-9_-]{{1,{MAX_ID_CHARACTERS}}}")
-_BYTES_BESIDE_OBSERVATION = 4 + 3  # of one environment in a Step: reward and three flags
 
 # A status travels in HTTP/2 headers, where a hostile name must not fill them.
 _short = Repr()
@@ -60,7 +60,7 @@ def environment_from_hello(hello: pb.Hello) -> EnvironmentSpec:
             f"hello.observation: {len(hello.observation)} leaves; there are 1 to {MAX_LEAVES}"
         )
     leaves = tuple(_leaves(hello.observation))
-    step_bytes = hello.group_size * (sum(leaf.row_bytes for leaf in leaves) + _BYTES_BESIDE_OBSERVATION)
+    step_bytes = hello.group_size * (sum(leaf.row_bytes for leaf in leaves) + STEP_BYTES_BESIDE_OBSERVATION)
     if step_bytes > MAX_MESSAGE_BYTES:
         raise ProtocolError(
             f"hello.group_size: a Step of {hello.group_size} environments has {step_bytes} bytes; "

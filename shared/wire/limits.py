@@ -18,4 +18,5 @@ MAX_LEAF_NAME_CHARACTERS = 128
 MAX_LEAVES = 256
 MAX_DIMENSIONS = 8  # of one environment's value
 MAX_GROUP_SIZE = 65_536  # B, environments of one stream
+STEP_BYTES_BESIDE_OBSERVATION = 4 + 3  # of one environment in a Step: reward and three flags
 MAX_VALUES = 2**20  # of a Discrete space, and of the actions
