@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc.aio import EOF  # type: ignore[attr-defined]  # missing in the stubs
 
-from shared.errors import ConfigurationError, ProtocolError
+from shared.certificates import trusting
+from shared.errors import ProtocolError
 from shared.wire import inference_pb2 as pb
 from shared.wire.inference_pb2_grpc import InferenceStub
 from shared.wire.limits import MAX_MESSAGE_BYTES, MIB
@@ -60,20 +60,14 @@ async def connected(address: str, tls_ca: Path | None = None) -> AsyncIterator[I
     if tls_ca is None:
         channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
     else:
-        credentials = grpc.ssl_channel_credentials(_certificates(tls_ca))
-        channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.aio.secure_channel(address, _credentials(tls_ca), options=CHANNEL_OPTIONS)
     async with channel:
         yield InferenceStub(channel)
 
 
-def _certificates(path: Path) -> bytes:
-    try:
-        ssl.create_default_context(cafile=path)
-        return path.read_bytes()
-    except ssl.SSLError as error:
-        raise ConfigurationError(f"tls_ca: {path} holds no PEM certificates") from error
-    except OSError as error:
-        raise ConfigurationError(f"tls_ca: cannot read {path}: {error.strerror}") from error
+def _credentials(tls_ca: Path) -> grpc.ChannelCredentials:
+    trusting("tls_ca", tls_ca)  # gRPC says nothing of certificates that are none
+    return grpc.ssl_channel_credentials(tls_ca.read_bytes())
 
 
 class InferenceStream:

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from services.inference.access import Access
+from shared.certificates import check_readable
 from shared.errors import ConfigurationError
 from shared.telemetry import get_logger
 
@@ -50,11 +51,8 @@ class Certificate:
 
     def _read(self) -> ssl.SSLContext:
         certificate, key = self._files
-        for name, file in (("tls_cert", certificate), ("tls_key", key)):
-            try:
-                file.read_bytes()
-            except OSError as error:
-                raise ConfigurationError(f"{name}: cannot read {file}: {error.strerror}") from error
+        check_readable("tls_cert", certificate)
+        check_readable("tls_key", key)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["h2"])

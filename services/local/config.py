@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import ssl
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ from services.inference.config import InferenceConfig
 from services.learner.config import LearnerConfig
 from services.local.reading import reading
 from services.replay.config import ReplayConfig
+from shared.certificates import trusting
 from shared.config import Settings, given, load
-from shared.errors import RunError
+from shared.errors import ConfigurationError, RunError
 from shared.files import replace_file
 from shared.kinds import R2D2, Heading, Seed, Unused
 from shared.presets import preset_path, read_preset
@@ -106,14 +106,11 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
     @classmethod
     def _certificates_can_be_used(cls, value: Path | None) -> Path | None:
         """What actors would say, but before anything is started."""
-        if value is None:
-            return None
-        try:
-            ssl.create_default_context(cafile=value)
-        except ssl.SSLError as error:
-            raise ValueError(f"{value} holds no PEM certificates") from error
-        except OSError as error:
-            raise ValueError(f"cannot read {value}: {error.strerror}") from error
+        if value is not None:
+            try:
+                trusting("tls_ca", value)
+            except ConfigurationError as error:
+                raise ValueError(str(error).removeprefix("tls_ca: ")) from error
         return value
 
     @model_validator(mode="after")

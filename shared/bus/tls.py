@@ -2,8 +2,8 @@
 
 import logging
 import ssl
-from pathlib import Path
 
+from shared.certificates import check_readable, trusting
 from shared.config import NatsSettings
 from shared.errors import ConfigurationError
 
@@ -20,13 +20,10 @@ def client_context(settings: NatsSettings) -> ssl.SSLContext | None:
     if settings.nats_ca is None:
         return None
     logging.getLogger("asyncio").addFilter(_is_no_noise)  # a second time it changes nothing
-    for name in ("nats_ca", "nats_cert", "nats_key"):
-        _check_readable(name, getattr(settings, name))
-    try:
-        context = ssl.create_default_context(cafile=settings.nats_ca)
-    except ssl.SSLError as error:
-        raise ConfigurationError(f"nats_ca: {settings.nats_ca} holds no PEM certificates") from error
-    if settings.nats_cert is not None:
+    context = trusting("nats_ca", settings.nats_ca)
+    if settings.nats_cert is not None and settings.nats_key is not None:
+        check_readable("nats_cert", settings.nats_cert)
+        check_readable("nats_key", settings.nats_key)
         try:
             context.load_cert_chain(settings.nats_cert, settings.nats_key)
         except ssl.SSLError as error:
@@ -35,11 +32,3 @@ def client_context(settings: NatsSettings) -> ssl.SSLContext | None:
                 f"no PEM certificate and its key"
             ) from error
     return context
-
-
-def _check_readable(name: str, path: Path | None) -> None:
-    try:
-        if path is not None:
-            path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{name}: cannot read {path}: {error.strerror}") from error
