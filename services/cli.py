@@ -167,13 +167,13 @@ def known_settings() -> "tuple[type[Settings], ...]":
 def _run(name: str, arguments: Sequence[str]) -> int:
     from shared.config import ServiceSettings, secret_values
     from shared.errors import ConfigurationError
+    from shared.working_directory import see_working_directory
 
     if name not in COMMANDS:
         raise ConfigurationError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
     # Before anything imports grpc, whose core would write lines of its own into the log.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    # A user's own environments and networks; last, so that they cannot shadow `services` and `shared`.
-    sys.path.append(os.getcwd())
+    see_working_directory()  # for a user's own environments and networks
     command = COMMANDS[name]
     model: type[Settings] = _imported(command.config)
     config = model.loaded(arguments, prog=f"seedrl {name}", known=known_settings())

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,13 +28,13 @@ from services.actor.restarting import CRASHES, RestartingEnvironment, in_a_line
 from services.actor.spaces import environment_spec
 from shared.errors import SeedrlError, UnsupportedEnvironment
 from shared.telemetry import get_logger
+from shared.working_directory import OWN_PACKAGES, see_working_directory
 
 Vectorization = Literal["native", "sync", "async"]
 Vector = VectorEnv[Any, Any, Any]
 
 ALE_NAMESPACE = "ALE/"
 _ALE_VECTOR = "ale_py.vector_env:AtariVectorEnv"
-_OWN_PACKAGES = ("services", "shared")
 
 log = get_logger(__name__)
 
@@ -241,26 +240,21 @@ def check_env(env: str) -> None:
     if not module:
         resolved(env)
         return
-    _see_working_directory()
+    see_working_directory()
     if importlib.util.find_spec(module) is None:
         raise UnsupportedEnvironment(
             f"{env}: there is no module {module!r} in the working directory, nor is one installed"
         )
 
 
-def _see_working_directory() -> None:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that it cannot shadow anything
-
-
 def _import_users(module: str, env: str) -> None:
-    _see_working_directory()
+    see_working_directory()
     try:
         importlib.import_module(module)
     except CRASHES as error:
         clash = (
             " (that name is taken by seedrl's own package)"
-            if module.partition(".")[0] in _OWN_PACKAGES
+            if module.partition(".")[0] in OWN_PACKAGES
             else ""
         )
         raise UnsupportedEnvironment(f"{env}: cannot import {module!r}{clash}: {in_a_line(error)}") from error

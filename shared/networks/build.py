@@ -2,8 +2,6 @@
 
 import importlib
 import inspect
-import os
-import sys
 from typing import Any, cast
 
 import torch
@@ -18,6 +16,7 @@ from shared.networks.mlp import MlpNetwork
 from shared.networks.nature import NatureNetwork
 from shared.networks.pictures import resolved_network
 from shared.specs import Agent, RunSpec
+from shared.working_directory import OWN_PACKAGES, see_working_directory
 
 _NETWORKS: dict[str, type[Network]] = {
     "mlp": MlpNetwork,
@@ -27,8 +26,6 @@ _NETWORKS: dict[str, type[Network]] = {
 }
 
 AVAILABLE: tuple[str, ...] = tuple(_NETWORKS)
-
-_TAKEN = frozenset({"services", "shared"})
 
 
 def build_network(spec: RunSpec) -> Network:
@@ -111,8 +108,7 @@ def _imported(name: str) -> type[Any]:
         raise ConfigurationError(
             f"unknown network {name!r}; there are auto, {', '.join(AVAILABLE)}, or your own as module:Class"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that it cannot shadow anything
+    see_working_directory()
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -135,7 +131,9 @@ def _import_failure(name: str, module_name: str, error: Exception) -> str:
         and f"{module_name}.".startswith(f"{error.name}.")
     ):
         taken = (
-            f"; the name {top!r} belongs to seedrl itself: give your package another" if top in _TAKEN else ""
+            f"; the name {top!r} belongs to seedrl itself: give your package another"
+            if top in OWN_PACKAGES
+            else ""
         )
         return f"network {name}: there is no module {error.name}{taken}"
     return f"network {name}: module {module_name} could not be imported: {_words(error)}"
