@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import orjson
 
 from services.bench.config import PipelineConfig
+from services.bench.service_process import last_words
 from services.bench.stages import Stage, StageTurn, go_on
 from services.local.config import CONFIG_FILE, TrainConfig
 from services.local.process import clean_environment, module
@@ -57,13 +58,9 @@ class StageAlone:
         except TimeoutError as error:
             raise RunError(f"stage {self._stage} alone did not come to an end in {seconds:g} s") from error
         if not answer:
-            raise RunError(f"stage {self._stage} alone failed: {await self._last_words()}")
+            assert self._process.stderr is not None
+            raise RunError(f"stage {self._stage} alone failed: {await last_words(self._process.stderr)}")
         return StageTurn(*orjson.loads(answer))
-
-    async def _last_words(self) -> str:
-        assert self._process.stderr is not None
-        lines = (await self._process.stderr.read()).decode(errors="replace").strip().splitlines()
-        return (lines or ["it said nothing"])[-1].removeprefix("seedrl: ")
 
 
 @asynccontextmanager

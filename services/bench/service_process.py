@@ -1,5 +1,6 @@
 """A service of a benchmark, in a process of its own."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,12 @@ async def stays(process: ChildProcess) -> None:
     """Raises RunError, in the service's last words, when it ends."""
     await process.wait()
     raise RunError(f"{process.name} ended: {process.last_words()}")
+
+
+async def last_words(stderr: asyncio.StreamReader) -> str:
+    """What a process that ended said last of itself."""
+    lines = (await stderr.read()).decode(errors="replace").strip().splitlines()
+    return (lines or ["it said nothing"])[-1].removeprefix("seedrl: ")
 
 
 def http_address(log: Path) -> str | None:

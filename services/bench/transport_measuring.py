@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from services.bench.cpu import cpu_seconds
-from services.bench.service_process import running, stays
+from services.bench.service_process import last_words, running, stays
 from services.bench.transport_config import TransportConfig
 from services.bench.transport_frames import record
 from services.bench.transport_load import LoadPlan, LoadResult
@@ -244,8 +244,7 @@ class _Load:
         return LoadResult(**orjson.loads(output))
 
     async def _fail(self) -> None:
-        lines = (await self._errors.read()).decode(errors="replace").splitlines()
-        raise RunError(f"load: {lines[-1].removeprefix('seedrl: ') if lines else 'it ended'}")
+        raise RunError(f"load: {await last_words(self._errors)}")
 
 
 @contextlib.asynccontextmanager
