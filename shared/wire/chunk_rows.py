@@ -44,12 +44,10 @@ class Rows(NamedTuple):
     """A message of `R` rows, taken apart."""
 
     header: ChunkHeader
-    outline: Chunk  # views of the message; what is compressed has the right shape and no values
+    outline: Chunk  # views of the message, as are the last two; what is compressed has no values but a shape
     records: list[bytes]  # [R]
     td_errors: NDArray[np.float32]  # [R, T]
     reset_steps: NDArray[np.bool_]  # [R, T]
-    weights_version: NDArray[np.int64]  # [T]
-    weights_update: NDArray[np.int64]  # [T]
 
 
 class _Head(NamedTuple):
@@ -85,11 +83,8 @@ def split_message(data: bytes | memoryview) -> Rows:
         header=chunk.header,
         outline=chunk,
         records=list(_records(chunk, arrays, frames)),
-        # Copies: who keeps one does not keep the message.
-        td_errors=chunk.td_errors.copy(),
-        reset_steps=chunk.reset_steps.copy(),
-        weights_version=chunk.weights_version.copy(),
-        weights_update=chunk.weights_update.copy(),
+        td_errors=chunk.td_errors,
+        reset_steps=chunk.reset_steps,
     )
 
 

@@ -82,8 +82,6 @@ def test_what_replay_needs_is_there_without_the_records() -> None:
     assert chunk.td_errors is not None
     np.testing.assert_array_equal(rows.td_errors, chunk.td_errors)
     np.testing.assert_array_equal(rows.reset_steps, chunk.is_first[:, 1:])
-    np.testing.assert_array_equal(rows.weights_version, chunk.weights_version)
-    np.testing.assert_array_equal(rows.weights_update, chunk.weights_update)
 
 
 def test_a_record_costs_few_bytes_beside_its_rows_own() -> None:
