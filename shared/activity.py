@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from threading import Lock
 from time import monotonic
 from types import TracebackType
@@ -118,50 +117,3 @@ class SpentCounter(Spent, Collector):
     def collect(self) -> Iterator[Metric]:
         """The sum so far."""
         yield CounterMetricFamily(self._name, self._text, value=self.seconds())
-
-
-class HeldShare:
-    """For how long, on average over several, each was held back."""
-
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        self._clock = clock
-        self._members = self._held = 0
-        self._seconds, self._since = 0.0, clock()
-
-    def change(self, *, members: int = 0, held: int = 0) -> None:
-        """There are so many more of them from now on, or so many more held back."""
-        self._seconds, self._since = self.seconds(), self._clock()
-        self._members += members
-        self._held += held
-
-    def seconds(self) -> float:
-        """The average's seconds so far."""
-        if not self._held:
-            return self._seconds
-        share = min(1.0, self._held / max(1, self._members))
-        return self._seconds + share * (self._clock() - self._since)
-
-
-class Processor:
-    """How busy this machine's processor is; where Linux does not say it, unknown."""
-
-    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
-        self._stat = stat
-        self._last = self._read()
-        self.busy: float | None = None  # share of all cores' time between the last two samples
-
-    def sample(self) -> None:
-        """Takes the counters of now."""
-        now = self._read()
-        if now is not None and self._last is not None and now[1] > self._last[1]:
-            idle, whole = now[0] - self._last[0], now[1] - self._last[1]
-            self.busy = round(1.0 - idle / whole, 3)
-        self._last = now
-
-    def _read(self) -> tuple[int, int] | None:
-        """Idle and all ticks."""
-        try:
-            ticks = [int(word) for word in self._stat.read_text().split("\n", 1)[0].split()[1:9]]
-        except (OSError, ValueError):
-            return None
-        return ticks[3] + ticks[4], sum(ticks)

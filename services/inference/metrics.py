@@ -2,8 +2,9 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.inference.held_share import HeldShare
 from services.inference.refusal import REASONS
-from shared.activity import HeldShare, Spent, SpentCounter
+from shared.activity import Spent, SpentCounter
 
 _ROLES = ("train", "eval")
 _BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

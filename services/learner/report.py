@@ -7,11 +7,12 @@ from typing import Any
 
 from services.learner.accounts import Accounts, summary
 from services.learner.bottleneck import bottleneck
+from services.learner.processor import Processor
 from services.learner.r2d2 import R2D2Metrics
 from services.learner.rates import Rates, Sample
 from services.learner.replay_counts import ReplayCounts
 from services.learner.training import UpdateMetrics
-from shared.activity import Activity, Processor
+from shared.activity import Activity
 from shared.bus.statuses import StatusBoard
 from shared.bus.work_queue import QueueState
 
