@@ -23,7 +23,7 @@ from services.replay.snapshots import Snapshot, Snapshots
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.key_values import REPLAY_LEASE, held_lease, wait_for_spec
-from shared.bus.replay import serve_replay
+from shared.bus.replay_serving import serve_replay
 from shared.bus.work_queue import QueueConsumer, queue_state, still_queued
 from shared.errors import ConfigurationError, ConnectionFailed, RunError
 from shared.run_spec import check_settings

@@ -8,7 +8,8 @@ import pytest
 
 from services import nats_server
 from shared.bus.connection import Bus
-from shared.bus.replay import ReplayClient, ReplaySample, serve_replay
+from shared.bus.replay import ReplayClient, ReplaySample
+from shared.bus.replay_serving import serve_replay
 from shared.errors import ChunkError, ConnectionFailed, Refused, RunError
 from shared.types import Array, Chunk
 from shared.wire.chunk_rows import split_message
