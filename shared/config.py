@@ -85,7 +85,7 @@ class Settings(BaseSettings):
         return load(cls, arguments, prog=prog, known=known)
 
 
-class Group(BaseModel):
+class SettingsGroup(BaseModel):
     """Base of the groups of settings; a field's docstring is its help text."""
 
     heading: ClassVar[Heading]
@@ -95,7 +95,7 @@ class Group(BaseModel):
     )
 
 
-class LogSettings(Group):
+class LogSettings(SettingsGroup):
     """How a service logs."""
 
     heading = Heading.LOGGING
@@ -106,7 +106,7 @@ class LogSettings(Group):
     """json for machines, text for people; auto: text on a terminal, else json."""
 
 
-class RunSettings(Group):
+class RunSettings(SettingsGroup):
     """Which run a service belongs to."""
 
     heading = Heading.RUN
@@ -123,7 +123,7 @@ class RunSettings(Group):
             raise ValueError(str(error)) from error
 
 
-class HttpSettings(Group):
+class HttpSettings(SettingsGroup):
     """Where a service answers /healthz, /readyz, /metrics and /status."""
 
     heading = Heading.LOGGING
@@ -145,7 +145,7 @@ class ServiceSettings(LogSettings, RunSettings, HttpSettings):
     """How long a service may take to drain and save after SIGTERM."""
 
 
-class NatsSettings(Group):
+class NatsSettings(SettingsGroup):
     """How to reach NATS."""
 
     heading = Heading.ACCESS
@@ -185,7 +185,7 @@ class NatsSettings(Group):
         return self
 
 
-class InferenceAccess(Group):
+class InferenceAccess(SettingsGroup):
     """What actors must bring to be served by inference."""
 
     heading = Heading.ACCESS
@@ -208,7 +208,7 @@ class InferenceAccess(Group):
         return [line.strip() for line in secret.splitlines() if line.strip()]
 
 
-class NetworkSettings(Group):
+class NetworkSettings(SettingsGroup):
     """The network that inference and the learner of one run have."""
 
     heading = Heading.NETWORK
@@ -258,7 +258,7 @@ class AgentSettings(NetworkSettings):
         return value
 
 
-class SequenceSettings(Group):
+class SequenceSettings(SettingsGroup):
     """What replay and the learner of an R2D2 run must agree on; without meaning for V-trace."""
 
     heading = Heading.R2D2
@@ -280,7 +280,7 @@ class SequenceSettings(Group):
         return self
 
 
-class DeviceSettings(Group):
+class DeviceSettings(SettingsGroup):
     """Where and how the network computes."""
 
     heading = Heading.DEVICES

@@ -8,18 +8,18 @@ from pydantic import Field, model_validator
 from shared.config import (
     AgentSettings,
     DeviceSettings,
-    Group,
     NatsSettings,
     SequenceSettings,
     ServiceSettings,
     Settings,
+    SettingsGroup,
 )
 from shared.kinds import R2D2, VTRACE, Count, Heading, Seed, Size, Threads
 from shared.origins import Conflict
 from shared.presets import presets_with
 
 
-class OptimizerSettings(Group):
+class OptimizerSettings(SettingsGroup):
     """How gradients change the weights."""
 
     heading = Heading.OPTIMIZER

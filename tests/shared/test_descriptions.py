@@ -4,12 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from shared.config import Group, Settings
+from shared.config import Settings, SettingsGroup
 from shared.descriptions import arranged, as_text, default, description
 from shared.kinds import R2D2, Heading
 
 
-class Size(Group):
+class Size(SettingsGroup):
     """A group with a heading."""
 
     heading = Heading.NETWORK
