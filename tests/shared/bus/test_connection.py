@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from services.nats_server import MAX_PAYLOAD_BYTES
 from shared.addresses import free_port
 from shared.bus import connection
 from shared.bus.connection import connected_bus, validated_urls
@@ -66,7 +67,7 @@ async def test_a_service_starts_without_a_server_and_finds_it_when_it_comes(own_
         await own_nats.start()
         await asyncio.wait_for(bus.connected(), 10)
         assert bus.is_connected
-        assert bus.max_payload > 0
+        assert bus.max_payload == MAX_PAYLOAD_BYTES - connection.HEADER_BYTES
 
 
 @pytest.mark.parametrize("patient", [True, False])
