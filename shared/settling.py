@@ -83,11 +83,16 @@ class Settling(Generic[A]):
         await in_thread(partial(write_accounts, self._directory, data, durable=durable), self._executor)
 
     async def close(self) -> None:
-        """Writes the journal to the disk, and gives the messages in hand back to the queue."""
-        await self.write(durable=True)
-        for message in list(self._held.values()):
-            if message.sequence not in self.accounts.pending:
-                await message.nak()
+        """Writes the journal to the disk, and gives the messages in hand back to the queue.
+
+        They are given back also where it cannot be written; raises RunError then.
+        """
+        try:
+            await self.write(durable=True)
+        finally:
+            for message in list(self._held.values()):
+                if message.sequence not in self.accounts.pending:
+                    await message.nak()
 
     async def _write_at_last(self) -> None:
         """Tries until there is room. Until then nothing is acknowledged, so the queue fills up."""

@@ -13,6 +13,7 @@ from services.learner.accounts import Accounts, load_accounts
 from services.learner.rows import Outcome
 from services.learner.settling import Bookkeeper
 from shared.bus.beside import beside
+from shared.errors import RunError
 from tests.support.waiting import eventually
 
 
@@ -168,6 +169,15 @@ async def test_closing_gives_back_what_was_not_counted(books: Bookkeeper, tmp_pa
     await books.close()
     assert (counted.naks, held.naks) == (0, 1)
     assert list(load_accounts(tmp_path).pending) == [1]
+
+
+async def test_closing_gives_them_back_also_without_a_journal(books: Bookkeeper, tmp_path: Path) -> None:
+    (tmp_path / "accounts.tmp").mkdir()  # in the way of what is written
+    held = FakeMessage(1)
+    hold(books, held)
+    with pytest.raises(RunError, match="cannot write the accounts"):
+        await books.close()
+    assert held.naks == 1
 
 
 async def test_a_journal_that_cannot_be_written_is_tried_again_and_nothing_acknowledged_meanwhile(
