@@ -21,7 +21,7 @@ from shared.errors import ConnectionFailed, SeedrlError
 
 STATUS_SECONDS = 1.0
 QUIET_SECONDS = 0.3
-_MAX_WAITING_REQUESTS = 64
+_MAX_REQUESTS = 64  # at once
 _NAME_BYTES = 1024  # of a message, for whose status it is
 
 log = structlog.get_logger(__name__)
@@ -37,33 +37,33 @@ async def serve_control(
     """Answers control requests and publishes the status each second, until it is cancelled.
 
     A handler returns what it did, in words. Its SeedrlError is told to who asked; any other exception ends
-    this coroutine. The verb `status` is answered with `status()`. Of more than 64 requests that wait, the
-    newest are dropped.
+    this coroutine. The verb `status` is answered with `status()`. While handlers are at 64
+    requests, further ones are dropped.
     """
-    requests: asyncio.Queue[Msg] = asyncio.Queue(_MAX_WAITING_REQUESTS)
+    me = {"service": service, "id": service_id}
+    answered: set[asyncio.Task[None]] = set()
+
+    async def show(message: Msg) -> None:
+        shown, _ = _fitting(status(), bus.max_payload)
+        await _reply(bus, message, {**me, "status": shown})
 
     async def take(message: Msg) -> None:
-        with suppress(asyncio.QueueFull):
-            requests.put_nowait(message)
+        verb = message.subject.rpartition(".")[2]
+        if verb == "status":
+            group.create_task(show(message))
+        elif verb in handlers and len(answered) < _MAX_REQUESTS:
+            task = group.create_task(_answer(bus, message, me, handlers[verb]))
+            answered.add(task)
+            task.add_done_callback(answered.discard)
 
     await bus.connected()
-    subscription = await bus.nc.subscribe(bus.subjects.control("*"), cb=take)
-    me = {"service": service, "id": service_id}
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_publish_statuses(bus, service, service_id, status))
-            while True:
-                message = await requests.get()
-                verb = message.subject.rpartition(".")[2]
-                if verb == "status":
-                    shown, _ = _fitting(status(), bus.max_payload)
-                    await _reply(bus, message, {**me, "status": shown})
-                elif handler := handlers.get(verb):
-                    await _reply(bus, message, me)
-                    group.create_task(_answer(bus, message, me, handler))
-    finally:
-        with suppress(nats.errors.Error):
-            await subscription.unsubscribe()
+    async with asyncio.TaskGroup() as group:
+        subscription = await bus.nc.subscribe(bus.subjects.control("*"), cb=take)
+        try:
+            await _publish_statuses(bus, service, service_id, status)
+        finally:
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
 
 
 async def request_control(
@@ -142,6 +142,7 @@ def _fitting(status: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], li
 
 
 async def _answer(bus: Bus, message: Msg, me: Reply, handler: Handler) -> None:
+    await _reply(bus, message, me)
     try:
         answer: Reply = {"done": await handler()}
     except SeedrlError as error:

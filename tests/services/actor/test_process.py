@@ -125,7 +125,7 @@ async def test_an_actor_needs_neither_torch_nor_nats_and_is_gone_soon_after_sigt
         began = time.monotonic()
         process.terminate()
         status, stderr = await ended(process)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5  # two on a machine that does nothing else
     assert status == 0, stderr
     assert "Traceback" not in stderr
     await eventually(lambda: [stream.end for stream in inference.streams] == ["half-closed"] * 2)

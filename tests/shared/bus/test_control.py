@@ -179,3 +179,24 @@ async def test_two_runs_are_controlled_apart(nats: NatsRun) -> None:
         serving(bus, "learner", "b", {"stop": saying("stopped")}),
     ):
         assert await request_control(other, "stop", timeout=1) == []
+
+
+async def test_handlers_are_at_no_more_than_64_requests_at_once(nats: NatsRun) -> None:
+    running, let_go = 0, asyncio.Event()
+
+    async def handle() -> str:
+        nonlocal running
+        running += 1
+        await let_go.wait()
+        return "saved"
+
+    async with nats.bus() as bus, serving(bus, "learner", "b", {"checkpoint": handle}):
+        for wanted in (50, 64):
+            for _ in range(50):
+                await bus.nc.publish(bus.subjects.control("checkpoint"), b"")
+            await eventually(lambda wanted=wanted: running >= wanted)  # type: ignore[misc]
+        assert await asked(bus, "learner", "b")
+        assert running == 64
+        let_go.set()
+        (reply,) = await request_control(bus, "checkpoint", timeout=10)
+        assert reply["done"] == "saved"
