@@ -106,6 +106,7 @@ async def measured(
             watch.cancel()
             stop.set()
             await asyncio.wait({services})
+            services.cancelled() or services.exception()  # what was not saved is nobody's loss
 
 
 async def _watched(config: PipelineConfig, probe: "Probe", alone: Mapping[Stage, StageAlone]) -> list[Window]:

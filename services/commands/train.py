@@ -13,7 +13,6 @@ from services.commands.config import EvalConfig
 from services.commands.output import Output
 from services.commands.showing import shown
 from services.learner.accounts import CHECKPOINTS, COMPLETED, completed, load_accounts
-from services.learner.replay_counts import replay_counts
 from services.local.config import TrainConfig
 from services.local.connection import published_connection
 from services.local.directory import configured, used_directory
@@ -22,6 +21,7 @@ from services.local.run import LocalRun
 from services.local.summary import (
     SUMMARY_FILE,
     discarded_before,
+    replay_at_last,
     save_summary,
     untrained_queue,
     write_summary,
@@ -134,10 +134,10 @@ async def _train(config: TrainConfig, console: Console, discarded_so_far: int | 
                         finished = await run.until_done(stop)
                     finally:
                         with contextlib.suppress(ConnectionFailed):  # once NATS answers, last words are here
-                            queue = await untrained_queue(bus, config.directory)
+                            queue = await untrained_queue(bus, config)
                             if discarded_so_far is not None:
                                 discarded = discarded_so_far + board.total("inference", "discarded_steps")
-                        replay = replay_counts(board.newest("replay"))
+                        replay = replay_at_last(config)
     except Exception as error:
         if run is not None:  # the services were started
             reason = f"failed: {error}"

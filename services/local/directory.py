@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.learner.accounts import Accounts, has_begun, load_accounts
+from services.learner.accounts import CHECKPOINTS, Accounts, has_begun, load_accounts
 from services.local.config import CONFIG_FILE, LOCK_FILE, TrainConfig, write_config, write_file
 from services.local.summary import SUMMARY_FILE, forget_discarded
-from shared.errors import RunError
+from shared.errors import ConfigurationError, RunError
+from shared.run_spec import own_spec
+from shared.specs import RunSpec
 
 # What a run leaves that ended before it trained; nobody misses it when the directory is used again.
 _OF_A_FAILED_START = frozenset(
@@ -35,6 +37,7 @@ def used_directory(config: TrainConfig) -> Iterator[Path]:
         _take(lock, directory)
         if config.resume:
             _check_unfinished(config, load_accounts(directory))
+            _check_same(config)
         yield directory
     finally:
         os.close(lock)
@@ -58,6 +61,16 @@ def configured(config: TrainConfig) -> Iterator[None]:
         if _steps(config.directory) == steps:
             for each, content in before.items():
                 write_file(each, content)
+
+
+def newest_update(directory: Path) -> int | None:
+    """The update of the newest checkpoint, whole or not; None where there is none."""
+    return max((int(path.name.partition("-")[2]) for path in _checkpoints(directory)), default=None)
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    found = (directory / CHECKPOINTS).glob("checkpoint-*")
+    return sorted(path for path in found if path.name.partition("-")[2].isdigit())
 
 
 def is_used(directory: Path) -> bool:
@@ -92,6 +105,18 @@ def _take(lock: int, directory: Path) -> None:
         raise RunError(f"run directory {directory} is in use by another seedrl train") from None
     except OSError as error:  # some network file systems have no locks
         raise RunError(f"cannot lock run directory {directory}: {error.strerror}") from error
+
+
+def _check_same(config: TrainConfig) -> None:
+    """Raises ConfigurationError for settings that no run can change, before anything is written."""
+    for path in reversed(_checkpoints(config.directory)):
+        try:
+            spec = RunSpec.from_json((path / "spec.json").read_bytes())
+        except (OSError, ConfigurationError):  # the learner says what is wrong with its checkpoints
+            continue
+        if words := spec.disagreement(own_spec(config, spec.environment)):
+            raise ConfigurationError(f"{config.directory} cannot go on with other settings: {words}")
+        return
 
 
 def _check_unfinished(config: TrainConfig, accounts: Accounts) -> None:

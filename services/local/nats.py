@@ -14,6 +14,7 @@ from services.local.supervisor import RestartPolicy, ServiceFailed
 from services.nats_server import embedded_nats
 from shared.bus.beside import beside
 from shared.config import NatsSettings
+from shared.errors import RunError
 
 log = structlog.get_logger(__name__)
 
@@ -32,13 +33,18 @@ async def nats_of_run(config: TrainConfig) -> AsyncIterator[NatsSettings]:
 async def _kept_running(directory: Path, started: asyncio.Future[NatsSettings]) -> None:
     port, token, policy = 0, secrets.token_hex(16), RestartPolicy()
     while True:
-        async with embedded_nats(directory, port=port, token=token) as server:
-            port = server.port  # services look for it where they found it
+        try:
+            async with embedded_nats(directory, port=port, token=token) as server:
+                port = server.port  # services look for it where they found it
+                if not started.done():
+                    started.set_result(server.settings)
+                await server.stays()
+        except RunError as error:
             if not started.done():
-                started.set_result(server.settings)
-            status = await server.wait()
+                raise
+            words = str(error)
         delay = policy.delay_after_crash(time.monotonic())
         if delay is None:
-            raise ServiceFailed(f"nats-server keeps dying: {server.last_words}", 1)
-        log.warning("nats-server died; starting it again", status=status, last_words=server.last_words)
+            raise ServiceFailed(f"nats-server keeps dying: {words}", 1)
+        log.warning("nats-server died; starting it again", last_words=words)
         await asyncio.sleep(delay)

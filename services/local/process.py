@@ -8,8 +8,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import structlog
+
 from services.parent_death import ending_with_this_process
 from shared.presets import ENV_PREFIX
+
+log = structlog.get_logger(__name__)
 
 _SAYS = "seedrl: "  # before what a command says to a person
 
@@ -99,15 +103,16 @@ class ChildProcess:
         """Ends it at once."""
         self._signal(signal.SIGKILL)
 
-    async def ended(self, *, within: float) -> None:
-        """Waits up to `within` seconds for its end, then kills it."""
+    async def ended(self, *, within: float) -> int:
+        """Waits up to `within` seconds for its end, then kills it; as `wait`, or 0 where it never started."""
         if self._process is None:
-            return
+            return 0
         try:
-            await asyncio.wait_for(self._process.wait(), within)
+            return await asyncio.wait_for(self._process.wait(), within)
         except TimeoutError:
+            log.warning("killed, as it did not end in time", service=self.name, seconds=within)
             self.kill()
-            await self._process.wait()
+            return await self._process.wait()
 
     def last_words(self) -> str:
         """What this start of the process said last of itself; nothing when a signal ended it."""

@@ -8,11 +8,12 @@ from socket import gethostname
 
 from pydantic import SecretStr
 
-from services.learner.accounts import has_begun
+from services.learner.accounts import has_begun, load_accounts
 from services.local.config import CONFIG_FILE, INFERENCE_ACCESS, NATS_ACCESS, TrainConfig
 from services.local.connection import Connection
+from services.local.directory import newest_update
 from services.local.process import ChildProcess, seedrl
-from services.local.supervisor import SupervisedService
+from services.local.supervisor import ServiceFailed, SupervisedService
 from shared.addresses import free_port, joined
 from shared.config import NatsSettings
 from shared.presets import ENV_PREFIX
@@ -49,7 +50,8 @@ class LocalRun:
     async def until_done(self, stop: asyncio.Event) -> bool:
         """Runs until the learner is done or `stop` is set; whether the learner was done by itself.
 
-        Raises ServiceFailed when a service fails for good. Afterwards every service has ended.
+        Raises ServiceFailed when a service fails for good, or cannot save at the end what was learned.
+        Afterwards every service has ended.
         """
         tasks = {
             asyncio.create_task(service.run_until_done(), name=name)
@@ -58,25 +60,41 @@ class LocalRun:
         learner = next(task for task in tasks if task.get_name() == "learner")
         stopped = asyncio.create_task(stop.wait(), name="stop")
         pending = {*tasks, stopped}
+        unsaved: ServiceFailed | None = None
         try:
             while not (stopped.done() or learner.done()):
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            return learner.done()
+            finished = learner.done()
         finally:
             stopped.cancel()
-            await self._end()
+            unsaved = await self._end()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if unsaved is not None:
+            raise unsaved
+        return finished
 
-    async def _end(self) -> None:
-        """Actors first, then inference, then the learner, which saves, and replay, which it saves with."""
+    async def _end(self) -> ServiceFailed | None:
+        """Actors first, then inference, then the learner, which saves, and replay, which it saves with.
+
+        What kept one of the latter two from saving something.
+        """
         grace = self.config.grace_seconds + 1.0
         actors = [service for name, service in self.services.items() if name.startswith("actor")]
         await asyncio.gather(*(actor.end(grace_seconds=grace) for actor in actors))
-        for name in ("inference", "learner", "replay"):
-            if name in self.services:
-                await self.services[name].end(grace_seconds=grace)
+        await self.services["inference"].end(grace_seconds=grace)
+        failed = await self.services["learner"].end(grace_seconds=grace)
+        if failed is not None and failed.exit_status == 1 and not self._unsaved_updates():
+            failed = None
+        if "replay" in self.services:
+            failed = await self.services["replay"].end(grace_seconds=grace) or failed
+        return failed
+
+    def _unsaved_updates(self) -> int:
+        """Updates that were trained after the newest checkpoint."""
+        directory = self.config.directory
+        return load_accounts(directory).updates - (newest_update(directory) or 0)
 
     def kill(self) -> None:
         """Ends every service at once; what was trained since the newest checkpoint is lost."""

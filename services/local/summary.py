@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -11,11 +10,16 @@ from services.learner.accounts import Accounts, load_accounts, summary
 from services.learner.replay_counts import ReplayCounts
 from services.local.config import TrainConfig, is_atari, write_file
 from services.local.reading import reading
+from services.replay.accounts import load_accounts as load_replay_accounts
 from shared.bus.connection import Bus
 from shared.bus.work_queue import QueueState, queue_state, still_queued
+from shared.errors import RunError
+from shared.telemetry import get_logger
 
 SUMMARY_FILE = "summary.json"
 _ATARI_FRAME_SKIP = 4
+
+log = get_logger(__name__)
 
 
 def frame_skip(env: str, env_kwargs: Mapping[str, Any]) -> int | None:
@@ -26,11 +30,29 @@ def frame_skip(env: str, env_kwargs: Mapping[str, Any]) -> int | None:
     return skip if isinstance(skip, int) else None
 
 
-async def untrained_queue(bus: Bus, run_dir: Path) -> QueueState:
-    """The queue, without what the learner trained but could not acknowledge before its end."""
-    state = await queue_state(bus)
-    trained = await still_queued(bus, load_accounts(run_dir).pending)
-    return replace(state, messages=state.messages - len(trained))
+async def untrained_queue(bus: Bus, config: TrainConfig) -> QueueState:
+    """The queue, without what the learner or replay took but could not acknowledge before its end."""
+    state, replay = await queue_state(bus), load_replay_accounts(config.replay_dir)
+    pending = {*load_accounts(config.directory).pending, *(replay.pending if replay is not None else ())}
+    taken = await still_queued(bus, pending)
+    return replace(state, messages=state.messages - len(taken))
+
+
+def replay_at_last(config: TrainConfig) -> ReplayCounts | None:
+    """What replay's journal says, which is newer than its last status; None where there is none."""
+    accounts = load_replay_accounts(config.replay_dir)
+    return (
+        None
+        if accounts is None
+        else ReplayCounts(
+            steps=accounts.steps,
+            inserted=accounts.inserted,
+            refused=dict(accounts.refused),
+            redelivered=accounts.redelivered,
+            items=0,
+            inserted_items=accounts.inserted_items,
+        )
+    )
 
 
 def write_summary(
@@ -46,7 +68,7 @@ def write_summary(
     queue: None when NATS did not say; what was published and is queued is then null. The seconds are those
     of training, which the accounts count over all parts of a run; discarded_steps must be of all, too, and
     is None when inference did not say.
-    replay: what an R2D2 run's replay said last; `trained` chunks are then those that it inserted.
+    replay: the counts of an R2D2 run's replay; `trained` chunks are then those that it inserted.
     """
     accounts = load_accounts(config.directory)
     skip = frame_skip(config.env, config.env_kwargs)
@@ -89,22 +111,29 @@ def _of_r2d2(accounts: Accounts, replay: ReplayCounts | None) -> dict[str, Any]:
 def discarded_before(config: TrainConfig) -> int | None:
     """Steps discarded in the earlier parts of a resumed run; None: not known, since one of them was killed.
 
-    Raises RunError for a damaged summary.
+    Nor is it where the summary is damaged.
     """
     if not config.resume:
         return 0
-    path = config.directory / SUMMARY_FILE
-    if not path.is_file():
-        return None
-    with reading(path):
-        discarded = orjson.loads(path.read_bytes())["discarded_steps"]
-        return None if discarded is None else int(discarded)
+    said = _said(config)
+    return int(said["discarded_steps"]) if said is not None and said["discarded_steps"] is not None else None
 
 
 def forget_discarded(config: TrainConfig) -> None:
     """To be called when a resumed run begins: if it is killed, nobody knows what it discarded."""
-    path = config.directory / SUMMARY_FILE
-    if config.resume and path.is_file():
-        with reading(path):
-            said = orjson.loads(path.read_bytes())
+    if config.resume and (said := _said(config)) is not None:
         save_summary(config, {**said, "discarded_steps": None})
+
+
+def _said(config: TrainConfig) -> dict[str, Any] | None:
+    """The summary of the parts before; None where there is none that can be read."""
+    path = config.directory / SUMMARY_FILE
+    if not path.is_file():
+        return None
+    try:
+        with reading(path):
+            said: dict[str, Any] = orjson.loads(path.read_bytes())
+            return {**said, "discarded_steps": said["discarded_steps"] and int(said["discarded_steps"])}
+    except RunError as error:
+        log.warning("it is not known what the run discarded before", reason=str(error))
+        return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class SupervisedService:
         self._policy = RestartPolicy()
         self._starting = asyncio.Lock()
         self._ending = asyncio.Event()
+        self._is_killed = False
 
     async def run_until_done(self) -> None:
         """Runs it, again after each death, until it has ended the run or `end` is called.
@@ -109,14 +111,24 @@ class SupervisedService:
 
     def kill(self) -> None:
         """Ends the process at once and for good."""
+        self._is_killed = True
         self._ending.set()
         self.process.kill()
 
-    async def end(self, *, grace_seconds: float) -> None:
-        """Asks the process to drain and exit; kills it after `grace_seconds`."""
+    async def end(self, *, grace_seconds: float) -> ServiceFailed | None:
+        """Asks the process to drain and exit; kills it after `grace_seconds`. What kept it from doing so.
+
+        It did not fail where SIGTERM itself ended it, before it had begun, nor where `kill` did.
+        """
         self._ending.set()
         async with self._starting:  # what is being started now is ended, too
             pass
         self.process.terminate()
-        await self.process.ended(within=grace_seconds)
+        status = await self.process.ended(within=grace_seconds)
         self.state = "done"
+        if status in (0, -signal.SIGTERM) or self._is_killed:
+            return None
+        if status > 0:
+            words = self.process.last_words() or f"see {self.process.log}"
+            return ServiceFailed(f"{self.process.name}: {words}", status)
+        return ServiceFailed(f"{self.process.name} was killed (signal {-status}) before it had saved", 1)

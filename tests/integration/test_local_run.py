@@ -104,6 +104,19 @@ def test_a_run_in_progress_is_not_resumed_and_not_written_to(tmp_path: Path) -> 
     assert run.summary()["exit_reason"] == "interrupted"
 
 
+def test_a_run_that_cannot_save_says_so_and_fails(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with training(*CARTPOLE, directory=directory, cwd=tmp_path) as run:
+        run.until_steps(500)
+        (directory / "checkpoints").rename(directory / "moved")
+        (directory / "checkpoints").touch()  # in the way of what is saved
+        _, said = run.end()
+    assert run.process.returncode == 2, said
+    assert "seedrl: learner: cannot write checkpoint" in said
+    assert run.summary()["exit_reason"].startswith("failed: learner: cannot write checkpoint")
+    assert_exact(run.summary())
+
+
 def test_a_service_that_fails_for_good_leaves_a_summary(tmp_path: Path) -> None:
     with training(*CARTPOLE, "--learning-rate", "1e30", directory=tmp_path / "run", cwd=tmp_path) as run:
         _, said = run.process.communicate(timeout=120)

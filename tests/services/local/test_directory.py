@@ -1,15 +1,18 @@
 """Which directory a run may use, and that one run at a time uses it."""
 
 import contextlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from services.learner.accounts import Accounts
 from services.local.config import TrainConfig, write_config
-from services.local.directory import configured, used_directory
+from services.local.directory import configured, newest_update, used_directory
 from shared.accounts import write_accounts
-from shared.errors import RunError
+from shared.errors import ConfigurationError, RunError
+from shared.run_spec import own_spec
+from shared.specs import EnvironmentSpec, LeafSpec
 
 BEFORE = '{"discarded_steps": 7}'
 
@@ -47,6 +50,25 @@ def test_a_resume_that_trains_nothing_leaves_configuration_and_summary_as_they_w
     assert f"unroll: {8 if stays else 7}" in (tmp_path / "config.yaml").read_text()
     assert (tmp_path / "summary.json").read_text() == ("after" if stays else BEFORE)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("unroll", "words"), [(20, None), (10, "unroll is 10, the run's is 20")])
+def test_a_resume_with_settings_that_no_run_can_change_writes_nothing(
+    unroll: int, words: str | None, tmp_path: Path
+) -> None:
+    environment = EnvironmentSpec(
+        observation=(LeafSpec(name="observation", dtype="float32", shape=(4,), low=(0.0,), high=(1.0,)),),
+        num_actions=2,
+    )
+    spec = own_spec(config(tmp_path, unroll=20), environment)
+    for update, content in ((0, b"{}"), (20, spec.to_json()), (30, b"damaged")):
+        path = tmp_path / f"checkpoints/checkpoint-{update:012d}"
+        path.mkdir(parents=True)
+        (path / "spec.json").write_bytes(content)
+    refused = nullcontext() if words is None else pytest.raises(ConfigurationError, match=words)
+    with refused:
+        use(tmp_path, resume=True, unroll=unroll)
+    assert newest_update(tmp_path) == 30
 
 
 def test_a_new_directory_is_made(tmp_path: Path) -> None:

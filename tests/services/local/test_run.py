@@ -1,6 +1,8 @@
 """How each service of a run is told what to do."""
 
+import asyncio
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from services.learner.accounts import Accounts
 from services.local.config import TrainConfig
 from services.local.run import LocalRun
+from services.local.supervisor import ServiceFailed
 from shared.accounts import write_accounts
 from shared.config import NatsSettings
 from shared.errors import ConfigurationError
@@ -65,8 +68,48 @@ async def test_services_end_in_the_order_in_which_they_need_each_other(
             ended.append(name)
 
         monkeypatch.setattr(service, "end", end)
-    await run._end()
+    assert await run._end() is None
     assert ended == ["actor-0", "inference", "learner", "replay"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "status", "checkpoint", "is_lost"),
+    [
+        ("learner", 1, 90, True),
+        ("learner", 1, 100, False),
+        ("learner", 2, 100, True),
+        ("replay", 1, 100, True),
+        ("inference", 1, 90, False),
+    ],
+)
+async def test_a_run_fails_whose_learner_or_replay_cannot_save_what_it_has(
+    failing: str,
+    status: int,
+    checkpoint: int,
+    is_lost: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = local_run(tmp_path, agent="r2d2", optimizer="adam")
+    write_accounts(tmp_path, Accounts(updates=100).to_json())
+    for update in (7, checkpoint):
+        (tmp_path / f"checkpoints/checkpoint-{update:012d}").mkdir(parents=True)
+    for name, service in run.services.items():
+        is_over = asyncio.Event()
+
+        async def end(
+            *, grace_seconds: float, name: str = name, is_over: asyncio.Event = is_over
+        ) -> ServiceFailed | None:
+            is_over.set()
+            return ServiceFailed(f"{name}: it failed", status) if name == failing else None
+
+        monkeypatch.setattr(service, "run_until_done", is_over.wait)
+        monkeypatch.setattr(service, "end", end)
+    stop = asyncio.Event()
+    stop.set()
+    with pytest.raises(ServiceFailed, match="it failed") if is_lost else nullcontext():
+        async with asyncio.timeout(5):
+            assert not await run.until_done(stop)
 
 
 def test_services_meet_at_one_address_and_no_command_line_shows_the_token(tmp_path: Path) -> None:

@@ -5,16 +5,25 @@ from pathlib import Path
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from services.learner.accounts import Accounts
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import Outcome
 from services.local.config import TrainConfig
 from services.local.directory import configured
-from services.local.summary import discarded_before, frame_skip, untrained_queue, write_summary
+from services.local.summary import (
+    discarded_before,
+    forget_discarded,
+    frame_skip,
+    replay_at_last,
+    untrained_queue,
+    write_summary,
+)
+from services.replay.accounts import Accounts as ReplayAccounts
+from services.replay.accounts import Outcome as ReplayOutcome
 from shared.accounts import write_accounts
 from shared.bus.work_queue import QueueConsumer, QueueState, ensure_queue, publish_chunk
-from shared.errors import RunError
 from tests.support.nats import NatsRun
 from tests.support.queue import fetch_all
 
@@ -62,6 +71,32 @@ def test_the_chunks_of_an_r2d2_run_are_those_that_replay_inserted(tmp_path: Path
     assert written["eval_return"] is None
 
 
+async def test_what_replay_took_is_in_its_journal_to_the_last_message(tmp_path: Path, nats: NatsRun) -> None:
+    write_accounts(tmp_path, Accounts().to_json())
+    replay = ReplayAccounts(inserted=2, steps=20, inserted_items=5)
+    replay.pending[2] = ReplayOutcome(2, None, 10)
+    (tmp_path / "replay").mkdir()
+    write_accounts(tmp_path / "replay", replay.to_json())
+    run = config(tmp_path, agent="r2d2")
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for number in range(3):
+            await publish_chunk(bus, b"chunk", f"m/{number}")
+        first, *_ = await fetch_all(QueueConsumer(bus), 3)
+        await first.ack()
+        queue = await untrained_queue(bus, run)
+    assert queue == QueueState(last_sequence=3, messages=1)
+    written = write_summary(
+        run, queue=queue, replay=replay_at_last(run), discarded_steps=0, exit_reason="interrupted"
+    )
+    assert written["steps"] == 20
+    assert {name: written["chunks"][name] for name in ("published", "trained", "queued")} == {
+        "published": 3,
+        "trained": 2,
+        "queued": 1,
+    }
+
+
 async def test_what_was_trained_but_not_acknowledged_is_not_queued(tmp_path: Path, nats: NatsRun) -> None:
     accounts = Accounts(trained=2)
     accounts.pending.update({1: Outcome(1, None), 2: Outcome(2, None)})
@@ -72,7 +107,7 @@ async def test_what_was_trained_but_not_acknowledged_is_not_queued(tmp_path: Pat
             await publish_chunk(bus, b"chunk", f"m/{number}")
         first, *_ = await fetch_all(QueueConsumer(bus), 3)
         await first.ack()  # of the two that are pending, this one got through
-        assert await untrained_queue(bus, tmp_path) == QueueState(last_sequence=3, messages=1)
+        assert await untrained_queue(bus, config(tmp_path)) == QueueState(last_sequence=3, messages=1)
 
 
 def test_a_run_that_trained_nothing_has_a_summary(tmp_path: Path) -> None:
@@ -107,10 +142,15 @@ def test_discarded_steps_that_nobody_told_of_stay_unknown(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"discarded_steps": "many"}'])
-def test_a_damaged_summary_is_named(content: str, tmp_path: Path) -> None:
+def test_what_a_damaged_summary_said_is_not_known_and_keeps_no_run_from_going_on(
+    content: str, tmp_path: Path
+) -> None:
     (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(RunError, match=r"summary\.json is damaged: "):
-        discarded_before(config(tmp_path, resume=True))
+    resumed = config(tmp_path, resume=True)
+    with capture_logs() as logs:
+        assert discarded_before(resumed) is None
+    assert "summary.json is damaged: " in logs[0]["reason"]
+    forget_discarded(resumed)
 
 
 def test_emulator_frames_are_told_from_steps() -> None:

@@ -80,9 +80,44 @@ async def test_a_service_is_ended_by_sigterm_and_killed_after_the_grace_period(t
     async with asyncio.timeout(20):
         while not (tmp_path / "ready").exists():  # noqa: ASYNC110 — a file has no event
             await asyncio.sleep(0.01)
-    await service.end(grace_seconds=0.2)
+    failed = await service.end(grace_seconds=0.2)
     await asyncio.wait_for(running, 5)
     assert service.state == "done"
+    assert str(failed) == "child was killed (signal 9) before it had saved"
+
+
+@pytest.mark.parametrize("status", [0, 2])
+async def test_what_keeps_a_service_from_a_good_end_is_said_in_its_own_words(
+    status: int, tmp_path: Path
+) -> None:
+    code = (
+        "import signal, sys\n"
+        "def end(*_): print('seedrl: cannot write', file=sys.stderr); sys.exit(int(sys.argv[1]))\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close(); signal.pause()"
+    )
+    command = [sys.executable, "-c", code, str(status)]
+    process = ChildProcess("child", lambda: command, environment={}, log=tmp_path / "child.log")
+    service = SupervisedService(process)
+    running = asyncio.create_task(service.run_until_done())
+    await eventually((tmp_path / "ready").exists, 20)
+    failed = await service.end(grace_seconds=20)
+    await asyncio.wait_for(running, 5)
+    said = None if failed is None else (str(failed), failed.exit_status)
+    assert said == (("child: cannot write", 2) if status else None)
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_service_that_had_not_begun_or_that_was_to_be_killed_has_not_failed(
+    is_killed: bool, tmp_path: Path
+) -> None:
+    service = SupervisedService(child(tmp_path, "import time; time.sleep(60)"))
+    running = asyncio.create_task(service.run_until_done())
+    await eventually(lambda: service.process.pid is not None, 20)
+    if is_killed:
+        service.kill()
+    assert await service.end(grace_seconds=5) is None
+    await asyncio.wait_for(running, 5)
 
 
 async def test_a_service_that_is_just_being_started_is_ended_too(tmp_path: Path) -> None:
@@ -99,8 +134,10 @@ async def test_a_service_that_waits_to_be_started_again_ends_at_once(tmp_path: P
     service._policy = RestartPolicy(crashes=[time.monotonic()] * 4)  # the next wait is 3.2 s
     running = asyncio.create_task(service.run_until_done())
     await eventually(lambda: service.state == "restarting", 20)
-    await asyncio.wait_for(service.end(grace_seconds=5), 2)
+    failed = await asyncio.wait_for(service.end(grace_seconds=5), 2)
     await asyncio.wait_for(running, 2)
+    assert failed is not None
+    assert failed.exit_status == 9
 
 
 async def test_a_service_that_said_nothing_is_reported_with_its_log(tmp_path: Path) -> None:

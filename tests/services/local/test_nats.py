@@ -1,0 +1,80 @@
+"""The NATS server of a local run: started again until it has died too often."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from services.local import nats
+from services.local.config import TrainConfig
+from services.local.supervisor import ServiceFailed
+from services.nats_server import NatsServer, embedded_nats
+from shared.bus.connection import connected_bus
+from shared.errors import RunError
+from tests.support.waiting import eventually
+
+
+class Servers:
+    """Real servers, some of which do not get ready."""
+
+    def __init__(self, *, slow: range) -> None:
+        self._slow = slow
+        self._starts = 0
+        self.running: list[NatsServer] = []
+
+    @contextlib.asynccontextmanager
+    async def __call__(self, directory: Path, **settings: Any) -> AsyncIterator[NatsServer]:
+        self._starts += 1
+        if self._starts in self._slow:
+            raise RunError("nats-server was not ready in 15 s")
+        async with embedded_nats(directory, **settings) as server:
+            self.running.append(server)
+            yield server
+
+
+def config(directory: Path) -> TrainConfig:
+    return TrainConfig.model_validate({"env": "CartPole-v1", "run_dir": directory})
+
+
+async def test_a_server_that_is_slow_to_start_again_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = Servers(slow=range(2, 3))
+    monkeypatch.setattr(nats, "embedded_nats", servers)
+    with capture_logs() as logs:
+        async with nats.nats_of_run(config(tmp_path)) as settings:
+            servers.running[0].process.kill()
+            await eventually(lambda: len(servers.running) == 2, 20)
+            async with connected_bus(settings, run_id="run", name="test", patient=False):
+                pass
+    assert [entry["last_words"] for entry in logs if "died" in entry["event"]][1:] == [
+        "nats-server was not ready in 15 s"
+    ]
+
+
+async def test_a_server_that_never_starts_again_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = Servers(slow=range(2, 100))
+    monkeypatch.setattr(nats, "embedded_nats", servers)
+
+    async def run() -> None:
+        async with nats.nats_of_run(config(tmp_path)):
+            servers.running[0].process.kill()
+            await eventually(lambda: False, 60)
+
+    with pytest.raises(ServiceFailed, match="keeps dying: nats-server was not ready") as caught:
+        await run()
+    assert caught.value.exit_status == 1
+
+
+async def test_a_server_that_does_not_start_at_all_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats, "embedded_nats", Servers(slow=range(1, 2)))
+    with pytest.raises(RunError, match="not ready"):
+        async with nats.nats_of_run(config(tmp_path)):
+            pass
