@@ -82,6 +82,12 @@ def test_a_checkpoint_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     assert names(path) == sorted(FILES)
 
 
+def test_others_than_its_writer_may_read_a_checkpoint(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    assert path.stat().st_mode & 0o777 == 0o755
+    assert all(file.stat().st_mode & 0o444 == 0o444 for file in path.iterdir())
+
+
 def test_a_directory_that_is_not_there_or_empty_holds_no_checkpoint(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "none") is None
     assert latest_checkpoint(tmp_path) is None
@@ -205,6 +211,21 @@ def test_everything_is_on_the_disk_before_the_checkpoint_appears(
     assert events[len(FILES) :] == [".unfinished", "rename", tmp_path.name.split("-")[0]]
 
 
+def test_each_file_is_whole_when_it_is_brought_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, int] = {}
+    fsync = os.fsync
+
+    def noted_fsync(descriptor: int) -> None:
+        sizes[Path(os.readlink(f"/proc/self/fd/{descriptor}")).name] = os.fstat(descriptor).st_size
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    path = save(tmp_path, 1)
+    assert {name: sizes[name] for name in FILES} == {name: (path / name).stat().st_size for name in FILES}
+
+
 def test_saving_the_same_update_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 4, counters={"updates": 4, "refused": 1})
     save(tmp_path, 4, counters={"updates": 4, "refused": 2})
@@ -282,6 +303,7 @@ def test_weights_survive_their_bytes_in_any_layout() -> None:
         "transposed": shared.t(),
         "tied": shared,
         "also tied": shared,
+        "tied once more": shared,
         "scalar": torch.tensor(3),
         "bfloat16": torch.ones(2, dtype=torch.bfloat16),
         "parameter": nn.Parameter(torch.ones(2)),

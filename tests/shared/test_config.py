@@ -273,6 +273,15 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in repr(load(ExampleConfig, [], prog="x", known=(OtherConfig,)))
 
 
+def test_a_secret_on_the_command_line_is_refused_and_not_shown() -> None:
+    told = refused("--nats-token", "hunter2")
+    assert told.startswith("--nats-token: process lists would show it; give SEEDRL_NATS_TOKEN in the environ")
+    assert "hunter2" not in told
+    told = refused("--nats-url", "nats://me:hunter2@example.org:4222")
+    assert told.startswith("--nats-url: process lists would show its credentials; give SEEDRL_NATS_URL in")
+    assert "hunter2" not in told
+
+
 @pytest.mark.parametrize("value", ["", " \n"])
 def test_an_empty_secret_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEEDRL_NATS_TOKEN", value)

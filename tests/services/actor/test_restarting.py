@@ -153,6 +153,39 @@ def test_an_environment_that_cannot_even_be_made_again_is_given_up() -> None:
         env.step(A0)
 
 
+def test_every_environment_that_was_used_up_is_counted_and_said() -> None:
+    made = 0
+
+    def make() -> TroubleEnvironment:
+        nonlocal made
+        made += 1
+        if made in (2, 3):
+            raise Crash(f"no simulator for the {made}.")
+        return TroubleEnvironment(trouble="step", at=1)
+
+    env = RestartingEnvironment(make)
+    env.reset(seed=1)
+    info = env.step(A0)[4]
+    assert info[RESTARTS] == 3
+    assert info[REASON] == "Crash: no simulator for the 3."
+    assert "no simulator for the 2." in info[CRASH]
+
+
+def test_closing_closes_the_environment_that_is_there_now() -> None:
+    closed: list[int] = []
+
+    class Closing(TroubleEnvironment):
+        def close(self) -> None:
+            closed.append(id(self))
+
+    made = [Closing(trouble="step", at=1), Closing(trouble="step", at=9)]
+    env = RestartingEnvironment(iter(made).__next__)
+    env.reset(seed=1)
+    env.step(A0)
+    env.close()
+    assert closed == [id(each) for each in made]
+
+
 def test_seeds_leave_room_for_a_groups_environments() -> None:
     seeds = np.random.SeedSequence(5)
     drawn = [seed_from(seeds) for _ in range(200)]

@@ -205,6 +205,17 @@ async def test_an_eval_group_gets_no_chunks_and_loses_no_steps() -> None:
     assert player.group.steps == player.actor.environment_steps(0, 6)
 
 
+async def test_each_step_of_a_chunk_names_the_weights_that_chose_its_action() -> None:
+    world = World(counting_spec(unroll=3))
+    player = world.join(CountingGroup(2))
+    for step in range(7):
+        world.model.weights_version, world.model.weights_update = step, 10 * step
+        await world.play([player])
+    world.model.close()
+    assert [chunk.weights_version.tolist() for chunk in player.chunks] == [[0, 1, 2], [3, 4, 5]]
+    assert [chunk.weights_update.tolist() for chunk in player.chunks] == [[0, 10, 20], [30, 40, 50]]
+
+
 async def test_episodes_are_counted_from_the_raw_rewards() -> None:
     world = World(counting_spec(unroll=2, reward_clip=1.0))
     player = world.join(CountingGroup(3, seed=4))
@@ -234,6 +245,17 @@ def greedy_share(player: Player, spec: RunSpec) -> NDArray[np.float64]:
     ]
     share: NDArray[np.float64] = (np.array(best) == np.array(player.actor.actions)).mean(axis=0)
     return share
+
+
+@pytest.mark.parametrize("frame_stack", [1, 4])
+async def test_an_eval_group_takes_the_best_action_for_all_frames_that_it_saw(frame_stack: int) -> None:
+    spec = counting_spec(unroll=2, frame_stack=frame_stack)
+    world = World(spec)
+    player = world.join(CountingGroup(3, role="eval", seed=2))
+    for _ in range(60):
+        await world.play([player])
+    world.model.close()
+    assert greedy_share(player, spec).tolist() == [1.0] * 3
 
 
 async def test_each_row_of_a_group_explores_as_its_rung_of_the_ladder_says() -> None:

@@ -37,6 +37,23 @@ def test_stacks_equal_those_put_together_from_each_slots_history(by_index: bool,
         histories[slots] = next_history(expected)
 
 
+@pytest.mark.parametrize("by_index", [False, True])
+def test_neighbours_of_one_that_is_a_frame_ahead_keep_their_own_places(by_index: bool) -> None:
+    memory = FrameMemory((1,), torch.uint8, stack=2, device=torch.device("cpu"), by_index=by_index)
+    memory.grow(3)
+
+    def push(frames: dict[int, int], is_first: bool) -> list[list[int]]:
+        slots, new = np.array([*frames]), torch.tensor([[frame] for frame in frames.values()]).byte()
+        places = Places(slots, torch.device("cpu"))
+        stacks = memory.push(places, new, is_first=np.full(len(slots), is_first))
+        return stacks.flatten(1).tolist()  # type: ignore[no-any-return]
+
+    assert push({0: 1, 1: 2, 2: 3}, True) == [[0, 1], [0, 2], [0, 3]]
+    assert push({1: 4}, False) == [[2, 4]]
+    assert push({0: 5, 1: 6, 2: 7}, False) == [[1, 5], [4, 6], [3, 7]]
+    assert push({0: 8, 1: 9, 2: 10}, False) == [[5, 8], [6, 9], [7, 10]]
+
+
 @pytest.mark.parametrize("name", ["uint8", "uint16", "float32", "bool"])
 def test_frames_of_other_dtypes_keep_them(name: str) -> None:
     frames = torch.from_numpy(np.ones((2, 3), name))

@@ -26,6 +26,15 @@ def test_a_group_that_fits_no_gap_gets_scattered_slots() -> None:
     np.testing.assert_array_equal(scattered, [0, 1, 4, 5])  # type: ignore[arg-type]
 
 
+def test_a_gap_that_is_just_wide_enough_is_preferred_to_lower_slots_that_are_scattered() -> None:
+    slots = SlotAllocator(6)
+    groups = [slots.allocate(count) for count in (1, 2, 2, 1)]
+    for group in (groups[0], groups[2]):
+        assert group is not None
+        slots.release(group)
+    np.testing.assert_array_equal(slots.allocate(2), [3, 4])  # type: ignore[arg-type]
+
+
 def test_more_than_is_free_is_refused_and_takes_nothing() -> None:
     slots = SlotAllocator(4)
     assert slots.allocate(3) is not None

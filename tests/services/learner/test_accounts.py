@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from services.learner.accounts import Accounts, completed, load_accounts, summary
+from services.learner.accounts import CHECKPOINTS, Accounts, completed, has_begun, load_accounts, summary
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import Outcome
 from shared.accounts import ACCOUNTS_FILE, write_accounts
@@ -188,6 +188,12 @@ def test_the_lag_quantiles_are_those_of_the_trained_messages() -> None:
     assert [accounts.lag_at(q) for q in (0.5, 0.51, 0.98, 0.99, 1.0)] == [0, 1, 1, 7, 9]
 
 
+def test_the_summary_tells_the_quantiles_of_the_lag_apart() -> None:
+    accounts = Accounts()
+    accounts.count(Outcome(i, None, lag=lag) for i, lag in enumerate([0] * 50 + [1] * 48 + [7, 9]))
+    assert summary(accounts, FakeQueue())["policy_lag"] == {"p50": 0, "p99": 7, "max": 9}
+
+
 def test_a_withdrawn_message_leaves_no_lag_behind() -> None:
     accounts = Accounts()
     accounts.count([Outcome(1, None, lag=3), Outcome(2, None, lag=9)])
@@ -215,6 +221,15 @@ def test_the_journal_holds_everything(tmp_path: Path) -> None:
 
 def test_a_run_without_a_journal_has_empty_accounts(tmp_path: Path) -> None:
     assert load_accounts(tmp_path) == Accounts()
+
+
+@pytest.mark.parametrize("name", [ACCOUNTS_FILE, f"{CHECKPOINTS}/checkpoint-000000000001"])
+def test_a_directory_with_a_journal_or_a_checkpoint_holds_a_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / CHECKPOINTS).mkdir()
+    (tmp_path / "notes.txt").touch()
+    assert not has_begun(tmp_path)
+    (tmp_path / name).touch()
+    assert has_begun(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"format_version": 99}', b"\xff\x00"])
@@ -274,6 +289,12 @@ def test_steps_never_run_backwards_when_replay_lost_some() -> None:
     restored.mirror(counts._replace(steps=0, inserted=0))  # about to restore its snapshot
     restored.mirror(counts._replace(steps=75, inserted=8))
     assert (restored.steps, restored.trained) == (115, 8)
+
+
+def test_messages_that_replay_was_given_more_than_once_are_told_as_its_own() -> None:
+    accounts = Accounts()
+    accounts.mirror(ReplayCounts(60, 6, refused={}, redelivered=2, items=5, inserted_items=5))
+    assert summary(accounts, FakeQueue())["chunks"]["redelivered"] == 2
 
 
 def test_what_replay_refused_counts_where_it_could_insert_nothing() -> None:

@@ -125,6 +125,23 @@ def test_a_stream_long_silent_is_forgotten_and_starts_anew_when_it_speaks_again(
         rows.drop_most_silent()
 
 
+def test_after_a_restart_a_stream_has_been_silent_since_it_was_last_heard() -> None:
+    rows = ChunkRows(chunks_per_item=2, chunk_stride=1, chunk_steps=STEPS)
+    add(rows, "a", 0, 0, now=1.0)
+    add(rows, "b", 0, 0, now=5.0)
+    again = restored(rows, [], 2, 1)
+    assert again.drop_silent(since=5.0) == 1
+    assert not add(again, "a", 0, 1, now=6.0).complete
+    assert add(again, "b", 0, 1, now=6.0).complete
+
+
+def test_after_a_restart_the_same_steps_of_a_row_that_waits_count() -> None:
+    rows = ChunkRows(chunks_per_item=2, chunk_stride=1, chunk_steps=STEPS)
+    add(rows, "a", 0, 1)
+    complete = add(restored(rows, [], 2, 1), "a", 0, 2).complete
+    assert [kept.valid.tolist() for kept in complete] == [[True, False], [True, True]]
+
+
 def test_the_state_is_not_touched_by_what_comes_after() -> None:
     rows = ChunkRows(chunks_per_item=2, chunk_stride=1, chunk_steps=STEPS)
     add(rows, "a", 0, 0)

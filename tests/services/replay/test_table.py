@@ -164,6 +164,17 @@ def test_what_is_wrong_in_an_update_is_counted_by_reason_and_the_rest_is_in_forc
     assert weights[b"row 1"] / weights[b"row 2"] == pytest.approx(2.0)
 
 
+def test_new_priorities_count_to_the_same_exponent_as_the_first_ones() -> None:
+    table = table_of(priority_exponent=0.5)
+    for number, priority in enumerate((1.0, 9.0)):
+        put(table, number, priority)
+    weights = probabilities_by_row(table)
+    assert weights[b"row 1"] / weights[b"row 0"] == pytest.approx(3.0)
+    table.update(np.array([keys_by_row(table)[b"row 0"]], np.uint64), np.array([144.0]))
+    weights = probabilities_by_row(table)
+    assert weights[b"row 0"] / weights[b"row 1"] == pytest.approx(4.0)
+
+
 @pytest.mark.parametrize(
     ("keys", "priorities"),
     [

@@ -67,6 +67,20 @@ def test_a_restored_table_has_the_same_items_keys_priorities_and_goes_on_with_it
     }
 
 
+def test_how_often_an_item_was_drawn_is_known_after_a_restart() -> None:
+    table = filled()
+    table.sample(500, now=100.0)
+    one, other = put(again(table), 14).removed, put(table, 14).removed
+    assert one.uses.tolist() == other.uses.tolist()
+    assert one.uses.all()
+
+
+def test_a_restart_does_not_draw_the_same_again() -> None:
+    table = filled()
+    drawn_before = table.sample(100, now=100.0).keys.tolist()
+    assert again(table).sample(100, now=100.0).keys.tolist() != drawn_before
+
+
 def test_keys_given_after_the_state_was_taken_name_nothing_after_a_restart() -> None:
     table = filled()
     state = table.state()

@@ -211,6 +211,14 @@ def test_a_wrong_shape_is_named(name: str) -> None:
         vtrace_targets(**inputs)
 
 
+def test_inputs_that_agree_on_having_no_steps_are_refused_by_name() -> None:
+    inputs = {
+        name: tensor if name == "bootstrap_value" else tensor[:0] for name, tensor in make_inputs().items()
+    }
+    with pytest.raises(ValueError, match=r"log_rhos must be \[T, B\] with at least one step"):
+        vtrace_targets(**inputs)
+
+
 def test_values_that_include_the_bootstrap_value_are_refused() -> None:
     inputs = make_inputs()
     inputs["values"] = torch.zeros(7, 3)

@@ -6,11 +6,13 @@ import time
 import pytest
 from nats.js.errors import KeyNotFoundError
 
+from shared.bus import key_values
 from shared.bus.connection import Bus
 from shared.bus.key_values import (
     create_spec,
     held_lease,
     keep_paused,
+    keep_spec,
     kept_paused,
     lease_owner,
     wait_for_spec,
@@ -79,6 +81,21 @@ async def test_a_spec_of_another_format_is_refused(nats: NatsRun) -> None:
             await wait_for_spec(bus)
         with pytest.raises(ConfigurationError, match="format version 99"):
             await create_spec(bus, spec())
+
+
+async def test_a_lost_spec_is_put_back_but_another_in_its_place_ends_who_keeps_it(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_values, "KEEP_SECONDS", 0.01)
+    async with nats.bus() as bus, asyncio.timeout(30):
+        keeping = asyncio.create_task(keep_spec(bus, spec(20)))
+        assert await wait_for_spec(bus) == spec(20)
+        bucket = await run_bucket(bus)
+        await bucket.delete("spec")
+        assert await wait_for_spec(bus) == spec(20)
+        await bucket.put("spec", spec(40).to_json())
+        with pytest.raises(ConfigurationError, match=r"begun anew with other settings .*unroll"):
+            await keeping
 
 
 async def test_two_runs_have_specs_of_their_own(nats: NatsRun) -> None:

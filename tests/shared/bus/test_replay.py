@@ -1,12 +1,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from services import nats_server
+from shared.bus import replay_serving
 from shared.bus.connection import Bus
 from shared.bus.replay import ReplayClient, ReplaySample
 from shared.bus.replay_serving import serve_replay
@@ -14,7 +16,7 @@ from shared.errors import ChunkError, ConnectionFailed, Refused, RunError
 from shared.types import Array, Chunk
 from shared.wire.chunk_rows import split_message
 from shared.wire.chunks import decode_chunk, encode_chunk, slice_rows
-from shared.wire.replay import SampleAnswer, is_part
+from shared.wire.replay import SampleAnswer, encode_priorities, is_part
 from tests.support.chunks import assert_same_chunk, make_chunk, make_run_spec
 from tests.support.nats import NatsRun, OwnNats
 from tests.support.waiting import eventually
@@ -319,6 +321,41 @@ async def test_what_fails_for_now_is_tried_again(nats: NatsRun) -> None:
         await eventually(lambda: table.asked > 1)
         table.failure = None
         table.assert_sampled(await within(sample), 2)
+
+
+async def test_requests_beyond_what_may_wait_are_told_to_come_again_and_do_once_there_is_room(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_serving, "_MAX_REQUESTS", 2)
+    table = Table()
+    table.free.clear()
+    async with nats.bus() as bus, nats.bus() as learner, serving(bus, table):
+        client = ReplayClient(learner)
+        async with asking(client.sample(1)) as one, asking(client.sample(1)) as other:
+            await eventually(lambda: table.asked == 2)
+            data = encode_priorities(np.ones(1, "u8"), np.ones(1))
+            answer = await learner.nc.request(learner.subjects.replay_priorities, data, timeout=10)
+            assert answer.data == b'{"failed":"2 requests wait"}'
+            async with asking(client.update_priorities(np.ones(1, "u8"), np.ones(1))) as update:
+                table.free.set()
+                await within(asyncio.gather(one, other, update))
+        assert len(table.updates) == 1
+
+
+async def test_requests_that_were_answered_make_room_for_any_number_of_others(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_serving, "_MAX_REQUESTS", 2)
+    table = Table()
+    async with nats.bus() as bus, nats.bus() as learner, serving(bus, table):
+
+        async def is_taken(data: bytes) -> bool:
+            answer = await learner.nc.request(learner.subjects.replay_priorities, data, timeout=10)
+            return not answer.data.startswith(b'{"failed":')  # as it may while the one before is leaving
+
+        for data in (encode_priorities(np.ones(1, "u8"), np.ones(1)), b"garbage") * 4:
+            await eventually(partial(is_taken, data))
+    assert len(table.updates) == 4
 
 
 async def test_a_damaged_record_is_sampled_anew_a_few_times(nats: NatsRun) -> None:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from shared.bus import weights
 from shared.bus.connection import Bus
 from shared.bus.streams import ensure_run, stream_info
-from shared.bus.weights import Weights, WeightsReader, publish_weights, watch_weights
+from shared.bus.weights import Weights, WeightsReader, has_published, publish_weights, watch_weights
 from shared.errors import ConnectionFailed, Refused
 from tests.support.nats import NatsRun, OwnNats
 from tests.support.waiting import eventually
@@ -31,6 +31,17 @@ async def test_what_was_published_is_read(nats: NatsRun, size: int) -> None:
     async with nats.bus() as bus, nats.bus() as other:
         version = await publish(bus, data, update=7)
         assert await WeightsReader(other).newer_than(0) == Weights(version, 7, "hash", data)
+
+
+async def test_a_version_counts_as_published_only_where_the_store_has_come_so_far(nats: NatsRun) -> None:
+    async with nats.bus() as bus, nats.bus(run_id=f"{nats.run_id}-anew") as anew:
+        assert not await has_published(bus, 1)
+        older = await publish(bus)
+        newer = await publish(bus)
+        assert await has_published(bus, older)
+        assert await has_published(bus, newer)
+        await publish(anew)  # as a store that was lost does, it begins with low versions
+        assert not await has_published(anew, newer)
 
 
 async def test_there_is_nothing_newer_than_the_newest(nats: NatsRun) -> None:

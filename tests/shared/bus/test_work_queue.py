@@ -276,6 +276,16 @@ async def test_work_in_progress_is_not_given_to_another(nats: NatsRun) -> None:
         await message.ack()
 
 
+async def test_any_number_of_messages_may_be_in_hand(nats: NatsRun) -> None:
+    """Also more than the thousand at which a consumer of NATS stops by default."""
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 1100)
+        for start in range(0, 1100, 100):
+            await asyncio.gather(*(publish_chunk(bus, b"x", f"m/{start + i}") for i in range(100)))
+        messages = await fetch_all(QueueConsumer(bus), 1100)
+        assert [message.sequence for message in messages] == list(range(1, 1101))
+
+
 async def test_a_message_in_hand_is_not_returned_twice(nats: NatsRun) -> None:
     async with nats.bus() as bus:
         await ensure_queue(bus, 3)

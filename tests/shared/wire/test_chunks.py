@@ -183,6 +183,7 @@ def test_a_chunk_without_logits_and_td_errors_is_refused() -> None:
     [
         {"number": -1},
         {"number": 2**63},
+        {"number": 1.0},
         {"first_row": 1},
         {"actor_id": "x" * 513},
         {"task": "\ud800"},

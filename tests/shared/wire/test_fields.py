@@ -229,6 +229,12 @@ def test_a_frame_that_does_not_hold_the_row_is_refused(frame: bytes) -> None:
         decode_chunk(with_first_row(frame))
 
 
+def test_what_begins_with_other_letters_is_no_chunk_though_all_else_is_right() -> None:
+    message = encode_chunk(image_chunk())
+    with pytest.raises(ChunkError, match=r"not a chunk: begins with b'SRLR'"):
+        decode_chunk(b"SRLR" + message[4:])
+
+
 def test_a_bool_that_is_neither_0_nor_1_is_refused() -> None:
     head, data = taken_apart(encode_chunk(image_chunk()))
     assert head["fields"][0]["name"] == "is_first"

@@ -182,6 +182,7 @@ def test_changed_bytes_give_a_message_or_a_protocol_error(data: st.DataObject) -
     [
         {"probabilities": np.array([0.5, np.nan])},
         {"probabilities": np.array([0.5, 0.0])},
+        {"probabilities": np.array([0.5, 1.5])},
         {"probabilities": np.array([0.5])},
         {"size": 0},
         {"rows": [[b"a"], []]},
