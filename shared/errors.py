@@ -14,6 +14,7 @@ SeedrlError
 ├── QueueFull            the work queue takes no more for now (backpressure)
 ├── TrainingDiverged     a loss or gradient that is not finite: one line, exit status 5
 ├── EnvironmentCrashed, EnvironmentHangs    (services.actor) one line, exit status 1
+│   └── EnvironmentMistaken  what it returns contradicts itself from the first step: exit status 2
 └── ServiceFailed        (services.local) a child's last words and exit status
 
 What a module raises for itself to catch, and never lets out, is no SeedrlError.

@@ -127,7 +127,7 @@ class Group:
                 self._lost(lost)
                 wait = self._backoff.seconds()
             except EnvironmentCrashed as crashed:
-                raise EnvironmentCrashed(f"environment {self._config.env} {crashed}") from crashed
+                raise type(crashed)(f"environment {self._config.env} {crashed}") from crashed
             else:
                 return
             finally:

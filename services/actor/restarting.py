@@ -11,9 +11,9 @@ import numpy as np
 from gymnasium import Env
 
 from services.actor.finite import check_reward
-from services.actor.results import explained, first_and_info, wrong_count
+from services.actor.results import WrongResult, explained, first_and_info, wrong_count
 from services.actor.spaces import ObservationCheck
-from shared.errors import SeedrlError
+from shared.errors import ConfigurationError, SeedrlError
 
 MAX_CRASHES_IN_A_ROW = 10
 
@@ -31,6 +31,15 @@ class EnvironmentCrashed(SeedrlError):
     """An environment that crashes whenever it is replaced."""
 
 
+class EnvironmentMistaken(EnvironmentCrashed):
+    """One that never took a step, and returned each time what its own space or Gymnasium does not allow.
+
+    To start it again changes nothing.
+    """
+
+    exit_status = ConfigurationError.exit_status
+
+
 class EnvironmentHangs(SeedrlError):
     """An environment that does not come back from a step."""
 
@@ -40,18 +49,20 @@ class CrashCount:
 
     def __init__(self) -> None:
         self._in_a_row = 0
+        self._is_mistaken = True  # so far
 
     def crashed(self, error: BaseException) -> None:
         """Raises EnvironmentCrashed when it was one too many."""
         self._in_a_row += 1
+        self._is_mistaken = self._is_mistaken and isinstance(error, WrongResult)
         if self._in_a_row >= MAX_CRASHES_IN_A_ROW:
-            raise EnvironmentCrashed(
-                f"crashed {self._in_a_row} times in a row, at last with {in_a_line(error)}"
-            ) from error
+            kind = EnvironmentMistaken if self._is_mistaken else EnvironmentCrashed
+            raise kind(f"crashed {self._in_a_row} times in a row, at last with {in_a_line(error)}") from error
 
     def stepped(self) -> None:
         """A step succeeded."""
         self._in_a_row = 0
+        self._is_mistaken = False
 
 
 class RestartingEnvironment(Env[Any, Any]):

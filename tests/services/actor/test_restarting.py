@@ -9,10 +9,13 @@ from services.actor.restarting import (
     MAX_CRASHES_IN_A_ROW,
     REASON,
     RESTARTS,
+    CrashCount,
     EnvironmentCrashed,
+    EnvironmentMistaken,
     RestartingEnvironment,
     seed_from,
 )
+from services.actor.results import WrongResult
 from tests.support.actor_environments import TroubleEnvironment
 from tests.support.counting_environment import CountingEnvironment, Crash
 
@@ -151,6 +154,31 @@ def test_an_environment_that_cannot_even_be_made_again_is_given_up() -> None:
     env.reset(seed=1)
     with pytest.raises(EnvironmentCrashed, match="the simulator is gone"):
         env.step(A0)
+
+
+@pytest.mark.parametrize(("has_stepped", "kind"), [(False, EnvironmentMistaken), (True, EnvironmentCrashed)])
+def test_what_contradicts_itself_from_the_first_is_a_mistake(
+    has_stepped: bool, kind: type[EnvironmentCrashed]
+) -> None:
+    crashes = CrashCount()
+    if has_stepped:
+        crashes.stepped()
+    for _ in range(9):
+        crashes.crashed(WrongResult("not so"))
+    with pytest.raises(EnvironmentCrashed) as caught:
+        crashes.crashed(WrongResult("not so"))
+    assert type(caught.value) is kind
+    assert caught.value.exit_status == (1 if has_stepped else 2)
+
+
+def test_one_crash_of_another_kind_makes_it_no_mistake() -> None:
+    crashes = CrashCount()
+    crashes.crashed(OSError("no simulator"))
+    for _ in range(8):
+        crashes.crashed(WrongResult("not so"))
+    with pytest.raises(EnvironmentCrashed) as caught:
+        crashes.crashed(WrongResult("not so"))
+    assert caught.value.exit_status == 1
 
 
 def test_every_environment_that_was_used_up_is_counted_and_said() -> None:

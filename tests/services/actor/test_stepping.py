@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
 from services.actor.environments import GroupMaker
-from services.actor.restarting import EnvironmentCrashed
+from services.actor.restarting import EnvironmentCrashed, EnvironmentMistaken
 from services.actor.stepping import SteppedGroup, Transition, closed
 from shared.errors import UnsupportedEnvironment
 from tests.support.counting_environment import reward_of
@@ -343,7 +343,7 @@ TRANSPOSED = "observation 'b' has shape [3, 2]; its space says [2, 3]"
 def test_a_wrong_result_is_put_in_words(env: str, odd: str, said: str, integers: bool) -> None:
     stepped = group(env, vectorization="sync", env_kwargs={"odd": odd, "integers": integers})
     words = re.escape(f"10 times in a row, at last with WrongResult: {said}")
-    with pytest.raises(EnvironmentCrashed, match=words):
+    with pytest.raises(EnvironmentMistaken, match=words):
         _reset_and_step_often(stepped)
 
 
@@ -361,7 +361,7 @@ def test_a_wrong_result_is_put_in_words(env: str, odd: str, said: str, integers:
 def test_a_wrong_result_in_a_process_of_its_own_is_put_in_words(odd: str, said: str) -> None:
     stepped = group(ODD_LIMITED, vectorization="async", env_kwargs={"odd": odd, "integers": True})
     words = re.escape(f"10 times in a row, at last with WrongResult: {said}")
-    with pytest.raises(EnvironmentCrashed, match=words):
+    with pytest.raises(EnvironmentMistaken, match=words):
         _reset_and_step_often(stepped)
     stepped.close()
 
