@@ -111,11 +111,14 @@ async def _train(config: TrainConfig, console: Console, discarded_so_far: int | 
             console.print("stopping: what was learned is saved; another Ctrl-C ends all at once")
         stop.set()
 
+    def inference_waits_for() -> list[str]:
+        return [str(reason) for status in board.live("inference") for reason in status["waiting"]]
+
     for number in stop_signals():
         asyncio.get_running_loop().add_signal_handler(number, interrupted)
     try:
         async with (
-            nats_of_run(config) as nats,
+            nats_of_run(config, inference_waits_for) as nats,
             connected_bus(
                 nats, run_id=config.run_id, name="supervisor", patient=config.nats_url is None
             ) as bus,

@@ -11,6 +11,7 @@ from services.inference.pause import Pause
 from services.inference.streams import Stream, Streams
 from shared.activity import Activity
 from shared.bus.connection import Bus
+from shared.bus.statuses import NATS_KEEPS_NOTHING
 
 _RATE_SECONDS = 10.0
 _WITHHELD_SECONDS = 2.0  # after which backpressure is something to wait for, not the usual give and take
@@ -86,7 +87,7 @@ class Report:
         training = [stream for stream in self._streams.live if not stream.group.greedy]
         if training and all(map(_is_held_back, training)):
             trouble = self._publisher.trouble
-            waiting.append(f"NATS to keep chunks ({trouble})" if trouble else "room in the work queue")
+            waiting.append(f"{NATS_KEEPS_NOTHING} ({trouble})" if trouble else "room in the work queue")
         return waiting
 
     def status(self) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import orjson
 
 from shared.bus.connection import Bus
 
+NATS_KEEPS_NOTHING = "NATS to keep chunks"
+"""With which inference's `waiting` begins to say that NATS is there and takes none, though not full."""
+
 Status = dict[str, Any]
 _LIVE_SECONDS = 5.0
 

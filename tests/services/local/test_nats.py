@@ -71,6 +71,31 @@ async def test_a_server_that_never_starts_again_ends_it(
     assert caught.value.exit_status == 1
 
 
+@pytest.mark.parametrize("has_room", [True, False])
+async def test_a_server_that_keeps_nothing_is_started_again_once_its_disk_has_room(
+    has_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = Servers(slow=range(0))
+    monkeypatch.setattr(nats, "embedded_nats", servers)
+    monkeypatch.setattr(nats, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(nats, "_REFUSES_SECONDS", 0.1)
+    if not has_room:
+        monkeypatch.setattr(nats, "_ROOM_BYTES", 2**62)
+    looks = 0
+
+    def waiting() -> list[str]:
+        nonlocal looks
+        looks += 1
+        return ["NATS to keep chunks (no answer in time)"] if len(servers.running) == 1 else ["actors"]
+
+    async with nats.nats_of_run(config(tmp_path), waiting):
+        await eventually(lambda: looks > 60 if not has_room else len(servers.running) == 2, 20)
+        seen = looks
+        await eventually(lambda: looks > seen + 60, 20)
+        assert len(servers.running) == (2 if has_room else 1)
+        assert servers.running[-1].process.returncode is None
+
+
 async def test_a_server_that_does_not_start_at_all_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
