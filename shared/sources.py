@@ -67,7 +67,20 @@ def _describe(action: argparse.Action, model: type[BaseModel], name: str) -> Non
         (kind,) = re.findall(r"tuple\[(\w+)", str(action.metavar))
         action.metavar = f"{kind},{kind},..."
     elif get_origin(field.annotation) is dict:
-        action.metavar = "JSON"
+        action.metavar, action.type = "JSON", _json_object
+
+
+def _json_object(text: str) -> str:
+    """`text`, where it is one: pydantic-settings would also take k=v, and every v for a string."""
+    try:
+        is_object = isinstance(json.loads(text), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise argparse.ArgumentTypeError("no JSON object such as '{\"size\": 5}'")
+    return text.replace(
+        r"\\", r"\u005c"
+    )  # where a string ends with one, pydantic-settings looks on for its end
 
 
 def _destination(name: str, field: FieldInfo) -> str:
@@ -90,10 +103,7 @@ def command_line(model: type[BaseSettings], arguments: Sequence[str], *, prog: s
         source(args=list(arguments))
         return dict(source())
     except SettingsError as error:
-        text = str(error).removeprefix("error parsing CLI: ")
-        wrong = re.match(r"Parsing error encountered for (\w+)", text)  # what follows are Python's own words
-        if wrong and get_origin(model.model_fields[wrong[1]].annotation) is dict:
-            text = f"{flag(model, wrong[1])}: no JSON object such as '{{\"size\": 5}}'"
+        text = str(error).removeprefix("error parsing CLI: ").removeprefix("argument ")
         raise ConfigurationError(f"{text} (see {prog} --help)") from error
 
 

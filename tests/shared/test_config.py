@@ -1,5 +1,6 @@
 """Configuration: what wins over what, and what is refused in which words."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -205,9 +206,22 @@ def test_a_bad_value_is_named_with_option_and_reason() -> None:
     assert "greater than 0" in refused("--speed", "-1")
 
 
-@pytest.mark.parametrize("value", ["5", "[1]", "null", '"x"', "{bad"])
+@pytest.mark.parametrize(
+    "value", ["5", "[1]", "null", '"x"', "{bad", "", "size", "is_slippery=false", '{"a": 1},b=2']
+)
 def test_what_is_no_json_object_is_named(value: str) -> None:
-    assert "--extras: no JSON object such as" in refused("--extras", value)
+    assert refused("--extras", value).startswith("--extras: no JSON object such as '{\"size\": 5}' (")
+    assert refused("--extras", "{}", "--extras", value).startswith("--extras: no JSON object such as")
+
+
+def test_of_json_objects_given_twice_the_last_has_the_last_word() -> None:
+    twice = ("--extras", '{"a": 1, "b": true}', "--extras", '{"a": 2}')
+    assert loaded(*twice).extras == {"a": 2, "b": True}
+
+
+def test_a_backslash_ends_no_string() -> None:
+    directory = {"a": "C:\\", "b": 'a"} \\" \\n'}
+    assert loaded("--extras", json.dumps(directory)).extras == directory
 
 
 def test_a_bad_value_in_the_environment_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
