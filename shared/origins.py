@@ -30,6 +30,8 @@ def mistakes(error: ValidationError, origins: Sequence[Origin], *, secrets: froz
     """A line for each mistake. `origins`: the first that has a setting is where its value comes from."""
     for problem in error.errors(include_url=False):
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "int_parsing" and len(problem["loc"]) > 1:
+            message = "wants whole numbers with commas between them, such as 64,64"
         if not problem["loc"]:
             yield message + _advice(problem.get("ctx", {}).get("error"), origins)
             continue

@@ -135,6 +135,14 @@ def test_whole_numbers_in_scientific_notation_are_integers_wherever_they_are_giv
     assert refused("--batch-size", "15e-1").startswith("--batch-size: ")
 
 
+@pytest.mark.parametrize("sizes", ["64x64", "64 64", "64;64"])
+def test_a_list_with_anything_but_commas_is_told_of_them(sizes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = f"wants whole numbers with commas between them, such as 64,64 (got {sizes!r})"
+    assert refused("--hidden-sizes", sizes) == f"--hidden-sizes: {said}"
+    monkeypatch.setenv("SEEDRL_HIDDEN_SIZES", sizes)
+    assert refused() == f"SEEDRL_HIDDEN_SIZES: {said}"
+
+
 @pytest.mark.parametrize(
     "text", ["unroll: yes", "speed: on", "hidden_sizes: [64, true]", "nats_token_file: 1"]
 )
