@@ -13,6 +13,7 @@ from rich.text import Text
 
 from services.local.config import CONFIG_FILE
 from services.local.display import (
+    Standstill,
     actor_doing,
     actors_in_trouble,
     bottleneck,
@@ -29,6 +30,7 @@ from shared.bus.statuses import StatusBoard
 PLAIN_LINE_SECONDS = 5.0
 TABLE_SECONDS = 0.5
 SILENT_SECONDS = 5.0  # services speak each second
+STANDSTILL_SECONDS = 8.0  # without a step more; some updates take long
 
 
 @contextlib.asynccontextmanager
@@ -51,9 +53,10 @@ async def shown(
             async with _repeated(lambda: live.update(_table(run, board, actors)), TABLE_SECONDS):
                 yield
     else:
+        standstill = Standstill()
 
         def show() -> None:
-            console.print(_line(run, board, actors), soft_wrap=True)
+            console.print(_line(run, board, actors, standstill), soft_wrap=True)
 
         async with _repeated(show, PLAIN_LINE_SECONDS):
             yield
@@ -108,12 +111,18 @@ def _absences(
     }
 
 
-def _line(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> str:
+def _line(run: LocalRun, board: StatusBoard, actors: ActorWatch, standstill: Standstill) -> str:
     now = time.monotonic()
     statuses = statuses_of(run, board, now)
+    still = standstill.seconds(statuses["learner"].get("steps"), now)
     trouble = [f"{name} {deaths}" for name, deaths in _absences(run, statuses, actors, now).items()]
     trouble += actors_in_trouble(connected_actors(statuses), actors.accounts, now)
-    return progress_line(statuses, total_steps=run.config.total_steps, trouble=trouble)
+    return progress_line(
+        statuses,
+        total_steps=run.config.total_steps,
+        trouble=trouble,
+        stands_still=still >= STANDSTILL_SECONDS,
+    )
 
 
 def _table(run: LocalRun, board: StatusBoard, actors: ActorWatch) -> Group:

@@ -10,6 +10,7 @@ from typing import Any
 
 Status = Mapping[str, Any]
 
+WAITS = " waits for "  # in words that name what somebody waits for, with the reason, and have no figures
 QUEUE_ROOM = "room in the work queue"  # of what inference may wait for, nothing that is missing
 _BUSY = 0.9
 _PROCESSOR_BUSY = 0.95

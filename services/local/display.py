@@ -6,11 +6,26 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from services.learner.bottleneck import WAITS
 from services.local.watching import ActorAccount
 
 Status = Mapping[str, Any]
 
 _MOST_ACTORS = 3  # that one line names
+
+
+class Standstill:
+    """For how long the steps of a run have not changed; the clock is passed in."""
+
+    def __init__(self) -> None:
+        self._steps: int | None = None
+        self._since = 0.0
+
+    def seconds(self, steps: int | None, now: float) -> float:
+        """`steps`: None where nobody says them; `now`: monotonic seconds."""
+        if steps is not None and steps != self._steps:
+            self._steps, self._since = steps, now
+        return 0.0 if self._steps is None else now - self._since
 
 
 def headline(learner: Status, *, total_steps: int) -> str:
@@ -33,14 +48,18 @@ def headline(learner: Status, *, total_steps: int) -> str:
 def bottleneck(learner: Status, *, figures: bool) -> str:
     """What holds the run up, from the learner's status: with its figures a sentence, without them a name.
 
-    Empty before the learner knows.
+    Whoever waits for something has no figures, but may have a reason, which is always said. Empty before the
+    learner knows.
     """
     words = str(learner.get("bottleneck") or "")
-    return f"bottleneck: {words if figures else words.partition(': ')[0]}" if words else ""
+    name = words.partition(": ")[0]
+    return f"bottleneck: {words if figures or WAITS in name else name}" if words else ""
 
 
-def progress_line(statuses: Mapping[str, Status], *, total_steps: int, trouble: Sequence[str]) -> str:
-    """One line of how the run comes on, and of what it waits for before it trains.
+def progress_line(
+    statuses: Mapping[str, Status], *, total_steps: int, trouble: Sequence[str], stands_still: bool = False
+) -> str:
+    """How the run comes on, and what it waits for before it trains and while it stands still, in one line.
 
     statuses: by service, those of inference, replay where there is one, and learner, in this order; empty
         where a service has said nothing since its start.
@@ -55,7 +74,9 @@ def progress_line(statuses: Mapping[str, Status], *, total_steps: int, trouble: 
     parts += [
         f"{name}: {doing(name, status)}"
         for name, status in statuses.items()
-        if not learner.get("updates") or "silent_seconds" in status
+        if not learner.get("updates")
+        or "silent_seconds" in status
+        or (stands_still and status.get("waiting"))
     ]
     return "; ".join(parts)
 

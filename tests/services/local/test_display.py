@@ -2,9 +2,12 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
+from services.learner.bottleneck import bottleneck as named
 from services.local.display import (
+    Standstill,
     Status,
     actor_doing,
     actors_in_trouble,
@@ -93,9 +96,21 @@ def test_the_bottleneck_has_a_name_and_with_its_figures_a_sentence() -> None:
     words = "processor: all cores of the learner's machine are busy (learner works 40%)"
     assert bottleneck({"bottleneck": words}, figures=True) == f"bottleneck: {words}"
     assert bottleneck({"bottleneck": words}, figures=False) == "bottleneck: processor"
-    waiting = "the learner waits for NATS at nats://127.0.0.1:4222"
-    assert bottleneck({"bottleneck": waiting}, figures=False) == f"bottleneck: {waiting}"
     assert bottleneck({}, figures=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("learner", "inference"),
+    [
+        (["NATS at nats://127.0.0.1:4222"], []),
+        (["its journal (cannot write the accounts /runs/x/accounts.json: No space left on device)"], []),
+        ([], ["NATS to keep chunks (the work queue: insufficient storage resources available)"]),
+    ],
+)
+def test_the_reason_of_a_wait_is_said_without_figures_too(learner: list[str], inference: list[str]) -> None:
+    words = named({"waiting": learner}, [{"waiting": inference}], None, 0.5)
+    assert words.endswith((*learner, *inference)[0])
+    assert bottleneck({"bottleneck": words}, figures=False) == f"bottleneck: {words}"
 
 
 def line(learner: Status, *trouble: str) -> str:
@@ -120,6 +135,26 @@ def test_before_it_trains_a_run_says_what_everybody_waits_for_and_how_far_it_is(
 def test_while_it_trains_a_run_says_how_fast_and_what_the_trouble_is() -> None:
     learner = {"steps": 1200, "updates": 4, "bottleneck": "paused: inference withholds all"}
     assert line(learner, "actor-1 died once").endswith("  bottleneck: paused; actor-1 died once")
+
+
+def test_a_run_that_stands_still_says_what_is_waited_for() -> None:
+    statuses: dict[str, Status] = {
+        "inference": {"waiting": ["NATS to keep chunks (the work queue: no space left)"]},
+        "replay": {"limiter": "free"},
+        "learner": {"steps": 1200, "updates": 4, "waiting": ["trajectories"]},
+    }
+    moving = progress_line(statuses, total_steps=9000, trouble=())
+    still = progress_line(statuses, total_steps=9000, trouble=(), stands_still=True)
+    reason = "NATS to keep chunks (the work queue: no space left)"
+    assert still == f"{moving}; inference: waiting for {reason}; learner: waiting for trajectories"
+
+
+def test_a_standstill_begins_with_the_last_step_and_ends_with_the_next() -> None:
+    standstill = Standstill()
+    assert standstill.seconds(None, 50.0) == 0.0
+    assert [standstill.seconds(9, at) for at in (60.0, 70.0)] == [0.0, 10.0]
+    assert standstill.seconds(None, 72.0) == 12.0
+    assert [standstill.seconds(10, at) for at in (75.0, 76.0)] == [0.0, 1.0]
 
 
 def test_a_service_that_has_fallen_silent_is_named_instead_of_its_old_figures() -> None:
