@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import shlex
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -38,16 +38,8 @@ async def shown(
     console: Console, run: LocalRun, board: StatusBoard, actors: ActorWatch
 ) -> AsyncIterator[None]:
     """Shows a live table on a terminal, else a line now and then."""
-    settings = shlex.quote(str(run.config.directory / CONFIG_FILE))
-    join = f"seedrl actor {run.config.env} --preset {settings} --inference-url {run.inference_url}"
-    copies = "a copy of that file"
-    if run.config.tls_ca is not None:  # which no preset holds
-        join += f" --tls-ca {shlex.quote(str(run.config.tls_ca))}"
-        copies = "copies of both files"
-    console.print(f"another actor: {join}", soft_wrap=True, highlight=False)
-    if run.outer_inference_url:
-        elsewhere = f"with {copies} and --inference-url {run.outer_inference_url}"
-        console.print(f"on another host: the same {elsewhere}", soft_wrap=True, highlight=False)
+    for line in joining(run):
+        console.print(line, soft_wrap=True, highlight=False)
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
             async with _repeated(lambda: live.update(_table(run, board, actors)), TABLE_SECONDS):
@@ -60,6 +52,20 @@ async def shown(
 
         async with _repeated(show, PLAIN_LINE_SECONDS):
             yield
+
+
+def joining(run: LocalRun) -> Iterator[str]:
+    """How another actor joins the run, as a shell takes it."""
+    settings = str(run.config.directory / CONFIG_FILE)
+    join = ["seedrl", "actor", run.config.env, "--preset", settings, "--inference-url", run.inference_url]
+    copies = "a copy of that file"
+    if run.config.tls_ca is not None:  # which no preset holds
+        join += ["--tls-ca", str(run.config.tls_ca)]
+        copies = "copies of both files"
+    yield f"another actor: {shlex.join(join)}"
+    if run.outer_inference_url:
+        address = shlex.join(["--inference-url", run.outer_inference_url])
+        yield f"on another host: the same with {copies} and {address}"
 
 
 @contextlib.asynccontextmanager

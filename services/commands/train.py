@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shlex
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -93,9 +94,11 @@ def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    console.print(f"curves:      tensorboard --logdir {directory / 'tensorboard'}", soft_wrap=True)
+    curves = shlex.join(["tensorboard", "--logdir", str(directory / "tensorboard")])
+    console.print(f"curves:      {curves}", soft_wrap=True)
     if (directory / CHECKPOINTS).is_dir():
-        console.print(f"checkpoints: {directory / CHECKPOINTS}   (seedrl eval {directory})", soft_wrap=True)
+        playing = shlex.join(["seedrl", "eval", str(directory)])
+        console.print(f"checkpoints: {directory / CHECKPOINTS}   ({playing})", soft_wrap=True)
     console.print(f"summary:     {directory / SUMMARY_FILE}", soft_wrap=True)
 
 

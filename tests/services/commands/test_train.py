@@ -1,6 +1,9 @@
 """What `seedrl train` says, and where nobody can read it."""
 
+import io
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +14,29 @@ from rich.console import Console
 from rich.live import Live
 
 from services.commands.output import Output
-from services.commands.showing import SILENT_SECONDS, statuses_of
+from services.commands.showing import SILENT_SECONDS, joining, statuses_of
+from services.commands.train import _tell
 from services.local.process import ChildProcess
 from services.local.supervisor import SupervisedService
 from shared.bus.statuses import StatusBoard
+
+SUMMARY = {
+    "exit_reason": "total steps reached",
+    "steps": 1200,
+    "seconds": 3.0,
+    "steps_per_second": 400.0,
+    "updates": 4,
+    "episodes": 9,
+    "mean_return_100": 1.5,
+}
+
+
+def told(directory: Path, **summary: Any) -> str:
+    """What `seedrl train` says at its end."""
+    console = Console(file=io.StringIO())
+    _tell(console, directory, {**SUMMARY, **summary})
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def test_a_service_that_was_just_started_has_not_fallen_silent(tmp_path: Path) -> None:
@@ -31,6 +53,20 @@ def test_a_service_that_was_just_started_has_not_fallen_silent(tmp_path: Path) -
     assert silent == {"learner": {"silent_seconds": SILENT_SECONDS + 1}}
     learner.died_at = seen
     assert statuses_of(run, board, now=seen + SILENT_SECONDS + 1) == {"learner": {}}
+
+
+def test_what_is_shown_to_be_typed_goes_through_a_shell(tmp_path: Path) -> None:
+    directory = tmp_path / "sp ace é" / "run 1"
+    (directory / "checkpoints").mkdir(parents=True)
+    assert [shlex.split(each) for each in re.findall(r"(?:tensorboard|seedrl) [^)\n]*", told(directory))] == [
+        ["tensorboard", "--logdir", str(directory / "tensorboard")],
+        ["seedrl", "eval", str(directory)],
+    ]
+    config = SimpleNamespace(directory=directory, env="CartPole-v1", tls_ca=None)
+    run: Any = SimpleNamespace(config=config, inference_url="[::1]:5", outer_inference_url=None)
+    (line,) = joining(run)
+    preset = shlex.quote(str(directory / "config.yaml"))
+    assert line == f"another actor: seedrl actor CartPole-v1 --preset {preset} --inference-url '[::1]:5'"
 
 
 def full_disk() -> int:
