@@ -94,6 +94,9 @@ def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if not summary["updates"]:
+        console.print(f"nothing was trained; logs: {directory / 'logs'}", soft_wrap=True)
+        return
     curves = shlex.join(["tensorboard", "--logdir", str(directory / "tensorboard")])
     console.print(f"curves:      {curves}", soft_wrap=True)
     if (directory / CHECKPOINTS).is_dir():
@@ -105,13 +108,14 @@ def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
 async def _train(config: TrainConfig, console: Console, discarded_so_far: int | None) -> dict[str, Any]:
     """Runs it to its end and leaves a summary, also when a service fails for good."""
     stop = asyncio.Event()
+    updates = load_accounts(config.directory).updates if config.resume else 0  # of the parts before
     queue, run, replay, discarded, board = None, None, None, None, StatusBoard()
 
     def interrupted() -> None:
         if run is not None and stop.is_set():
             run.kill()
         elif run is not None:
-            console.print("stopping: what was learned is saved; another Ctrl-C ends all at once")
+            console.print(_stopping(updates or board.newest("learner").get("updates")))
         stop.set()
 
     def inference_waits_for() -> list[str]:
@@ -151,6 +155,12 @@ async def _train(config: TrainConfig, console: Console, discarded_so_far: int | 
         raise
     reason = _exit_reason(config, board) if finished else "interrupted"
     return write_summary(config, queue=queue, replay=replay, discarded_steps=discarded, exit_reason=reason)
+
+
+def _stopping(updates: int | None) -> str:
+    """What Ctrl-C brings about after so many updates, as far as known."""
+    saved = "what was learned is saved" if updates else "nothing was trained yet"
+    return f"stopping: {saved}; another Ctrl-C ends all at once"
 
 
 def _exit_reason(config: TrainConfig, board: StatusBoard) -> str:

@@ -78,6 +78,17 @@ def test_an_interrupted_run_saves_exits_with_0_and_can_be_resumed(tmp_path: Path
     assert_exact(second)
 
 
+def test_a_run_that_is_interrupted_while_it_starts_has_trained_nothing_and_says_so(tmp_path: Path) -> None:
+    with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
+        run.until_said("another actor: ")
+        said, _ = run.end(signal.SIGINT)
+        assert run.process.returncode == 0
+    assert run.summary()["updates"] == 0
+    assert "stopping: nothing was trained yet; another Ctrl-C ends all at once" in said
+    assert "\nnothing was trained; " in said
+    assert "seedrl eval" not in said
+
+
 @pytest.mark.slow
 def test_a_run_that_was_interrupted_while_it_was_paused_goes_on_with_resume(tmp_path: Path) -> None:
     directory = tmp_path / "run"

@@ -69,6 +69,14 @@ def test_what_is_shown_to_be_typed_goes_through_a_shell(tmp_path: Path) -> None:
     assert line == f"another actor: seedrl actor CartPole-v1 --preset {preset} --inference-url '[::1]:5'"
 
 
+def test_where_nothing_was_trained_nothing_is_offered(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()  # the learner has saved what it would begin with
+    said = told(tmp_path, exit_reason="interrupted", updates=0, mean_return_100=None)
+    assert f"nothing was trained; logs: {tmp_path / 'logs'}" in said
+    assert "seedrl eval" not in said
+    assert "tensorboard" not in said
+
+
 def full_disk() -> int:
     return os.open("/dev/full", os.O_WRONLY)
 
