@@ -36,11 +36,14 @@ from shared.errors import ConnectionFailed, SeedrlError
 from shared.runtime import run_command, stop_signals
 from shared.telemetry import configure_logging
 
+BUILT_IN = frozenset({"auto", "mlp", "nature", "impala_shallow", "impala_deep"})
+"""Names of networks that need no look at the networks themselves, which bring torch."""
+
 
 def train(config: TrainConfig) -> int:
     """Runs a whole training; returns the exit status."""
     configure_logging(config.log_level, config.log_format, "supervisor", secrets=secret_values(config))
-    if ":" in config.network:
+    if config.network not in BUILT_IN:
         from shared.networks.build import check_network_name  # torch, which nothing else here needs
 
         check_network_name(config.network)

@@ -105,10 +105,19 @@ def test_training_in_an_environment_that_is_not_there_ends_before_anything_start
     assert not (tmp_path / "run").exists()
 
 
-def test_training_with_a_network_that_cannot_be_imported_ends_before_anything_starts(tmp_path: Path) -> None:
-    result = seedrl("train", "CartPole-v1", "--network", "no.mod:Net", "--run-dir", "run", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("no.mod:Net", "network no.mod:Net: there is no module no"),
+        ("mpl", "unknown network 'mpl'; there are auto, mlp, nature, "),
+    ],
+)
+def test_training_with_a_network_that_is_not_there_ends_before_anything_starts(
+    network: str, words: str, tmp_path: Path
+) -> None:
+    result = seedrl("train", "CartPole-v1", "--network", network, "--run-dir", "run", cwd=tmp_path)
     assert result.returncode == 2
-    assert "network no.mod:Net: there is no module no" in one_clear_line(result)
+    assert words in one_clear_line(result)
     assert not (tmp_path / "run").exists()
 
 

@@ -15,10 +15,11 @@ from rich.live import Live
 
 from services.commands.output import Output
 from services.commands.showing import SILENT_SECONDS, joining, statuses_of
-from services.commands.train import _tell
+from services.commands.train import BUILT_IN, _tell
 from services.local.process import ChildProcess
 from services.local.supervisor import SupervisedService
 from shared.bus.statuses import StatusBoard
+from shared.networks.build import AVAILABLE
 
 SUMMARY = {
     "exit_reason": "total steps reached",
@@ -75,6 +76,10 @@ def test_where_nothing_was_trained_nothing_is_offered(tmp_path: Path) -> None:
     assert f"nothing was trained; logs: {tmp_path / 'logs'}" in said
     assert "seedrl eval" not in said
     assert "tensorboard" not in said
+
+
+def test_names_of_networks_that_are_taken_unseen_are_names_of_networks() -> None:
+    assert {"auto", *AVAILABLE} == BUILT_IN
 
 
 def full_disk() -> int:
