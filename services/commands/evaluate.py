@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 import torch
 
+from services.actor.environments import check_env
 from services.commands.config import EvalConfig
 from services.local.config import CONFIG_FILE, saved_env
 from services.local.process import ChildProcess, seedrl
@@ -80,6 +81,7 @@ def evaluate(config: EvalConfig) -> int:
 def played_returns(config: EvalConfig) -> tuple[str, list[float]]:
     """The name of the checkpoint that was played, and the raw return of every episode. Raises RunError."""
     checkpoint = _checkpoint(config.run_dir)
+    check_env(saved_env(config.run_dir))  # the training may have had another working directory
     episodes = run_command(_played(config, checkpoint))
     return checkpoint.path.name, [float(episode["return"]) for episode in episodes]
 

@@ -18,7 +18,8 @@ from services.local.process import ChildProcess
 from services.local.supervisor import SupervisedService
 from shared.checkpoints import save_checkpoint
 from shared.config import load
-from shared.errors import RunError
+from shared.errors import RunError, UnsupportedEnvironment
+from shared.networks.build import build_network
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from tests.support.nats import NatsRun
 
@@ -66,27 +67,39 @@ async def test_no_episode_is_played_twice_and_the_training_limits_no_evaluation(
 
 
 VECTOR = LeafSpec(name="observation", dtype="float32", shape=(4,), low=(-9.0,), high=(9.0,))
+SPEC = RunSpec(
+    environment=EnvironmentSpec(observation=(VECTOR,), num_actions=2),
+    network=NetworkSpec(name="mlp"),
+    agent="vtrace",
+    unroll=20,
+    reward_clip=0.0,
+)
 
 
-def test_a_checkpoint_whose_network_is_another_now_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("env: CartPole-v1\n")
+def a_run(directory: Path, env: str, weights: dict[str, torch.Tensor]) -> EvalConfig:
+    """To play a run whose checkpoint has these weights."""
+    (directory / "config.yaml").write_text(f"env: {env}\n")
     save_checkpoint(
-        tmp_path / "checkpoints",
-        spec=RunSpec(
-            environment=EnvironmentSpec(observation=(VECTOR,), num_actions=2),
-            network=NetworkSpec(name="mlp"),
-            agent="vtrace",
-            unroll=20,
-            reward_clip=0.0,
-        ),
-        weights={"another": torch.ones(1)},
+        directory / "checkpoints",
+        spec=SPEC,
+        weights=weights,
         optimizer_state={},
         counters={"updates": 1},
         rng={},
         keep=1,
     )
+    return EvalConfig(run_dir=directory)
+
+
+def test_a_checkpoint_whose_network_is_another_now_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"checkpoint-0+1: weights of another network"):
-        played_returns(EvalConfig(run_dir=tmp_path))
+        played_returns(a_run(tmp_path, "CartPole-v1", {"another": torch.ones(1)}))
+
+
+def test_an_environment_that_is_not_found_here_is_named_before_anything_starts(tmp_path: Path) -> None:
+    run = a_run(tmp_path, "myenvz:Env-v0", build_network(SPEC).state_dict())
+    with pytest.raises(UnsupportedEnvironment, match=r"there is no module 'myenvz' in the working directory"):
+        played_returns(run)
 
 
 def _loaded(model: Any, command: Sequence[str]) -> Any:
