@@ -35,7 +35,7 @@ class EvalConfig(Settings):
     as_json: bool = Field(False, validation_alias=AliasChoices("json", "as-json"))
     """Print one line of JSON with every return."""
     timeout: float = Field(3600.0, gt=0)
-    """Seconds after which the command gives up."""
+    """Seconds after which the command ends, with the figures of the episodes that ended and exit status 2."""
 
 
 class StatusConfig(Settings, NatsSettings, RunSettings):

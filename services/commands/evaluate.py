@@ -1,14 +1,16 @@
 """`seedrl eval`: plays episodes with a checkpoint through a real inference service."""
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 import statistics
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import torch
@@ -31,7 +33,32 @@ from shared.errors import RunError
 from shared.policy import Policy
 from shared.runtime import run_command
 
+TERMINAL_SECONDS = 5.0
+PLAIN_SECONDS = 60.0  # where a file may take what is said
+
 Episode = dict[str, Any]
+
+
+class Telling(NamedTuple):
+    """Who is told how far an evaluation is, and how often."""
+
+    say: Callable[[str], object]
+    seconds: float
+
+
+class Played(NamedTuple):
+    """What was played: less than was asked for, where the time was up."""
+
+    checkpoint: str  # its name
+    returns: list[float]  # raw, of the episodes that ended
+    missing: int  # episodes that did not
+
+    def shortfall(self, seconds: float) -> str:
+        """That `seconds` were not enough, in words."""
+        asked = len(self.returns) + self.missing
+        return (
+            f"only {len(self.returns)} of {asked} episodes ended in {seconds:g} s, {self.missing} are missing"
+        )
 
 
 class EpisodeShares:
@@ -58,32 +85,54 @@ class EpisodeShares:
 
 
 def evaluate(config: EvalConfig) -> int:
-    """Plays the episodes and prints mean, median and deviation of their raw returns."""
-    checkpoint, returns = played_returns(config)
+    """Plays the episodes and prints mean, median and deviation of their raw returns.
+
+    Raises RunError when not all of them ended in time, after the figures of those that did.
+    """
+    played = played_returns(config, telling(_say_aside, is_terminal=sys.stderr.isatty()))
+    if played.returns:
+        _print(played, as_json=config.as_json)
+    if played.missing:
+        raise RunError(f"{played.shortfall(config.timeout)}; --timeout gives them more time")
+    return 0
+
+
+def _print(played: Played, *, as_json: bool) -> None:
+    returns = played.returns
     result = {
-        "checkpoint": checkpoint,
+        "checkpoint": played.checkpoint,
         "episodes": len(returns),
         "mean": statistics.fmean(returns),
         "median": statistics.median(returns),
         "deviation": statistics.pstdev(returns),
         "returns": returns,
     }
-    if config.as_json:
+    if as_json:
         print(orjson.dumps(result).decode())
     else:
         print(
             f"{result['checkpoint']}: {result['episodes']} episodes, mean {result['mean']:.2f}, "
             f"median {result['median']:.2f}, deviation {result['deviation']:.2f}"
         )
-    return 0
 
 
-def played_returns(config: EvalConfig) -> tuple[str, list[float]]:
-    """The name of the checkpoint that was played, and the raw return of every episode. Raises RunError."""
+def telling(say: Callable[[str], object], *, is_terminal: bool) -> Telling:
+    """Every few seconds on a terminal, else now and then."""
+    return Telling(say, TERMINAL_SECONDS if is_terminal else PLAIN_SECONDS)
+
+
+def _say_aside(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        print(text, file=sys.stderr, flush=True)
+
+
+def played_returns(config: EvalConfig, progress: Telling) -> Played:
+    """The raw returns of what was played within `config.timeout`. Raises RunError."""
     checkpoint = _checkpoint(config.run_dir)
     check_env(saved_env(config.run_dir))  # the training may have had another working directory
-    episodes = run_command(_played(config, checkpoint))
-    return checkpoint.path.name, [float(episode["return"]) for episode in episodes]
+    episodes = run_command(_played(config, checkpoint, progress))
+    returns = [float(episode["return"]) for episode in episodes]
+    return Played(checkpoint.path.name, returns, config.episodes - len(returns))
 
 
 def _checkpoint(run_dir: Path) -> Checkpoint:
@@ -96,7 +145,7 @@ def _checkpoint(run_dir: Path) -> Checkpoint:
     return checkpoint
 
 
-async def _played(config: EvalConfig, checkpoint: Checkpoint) -> list[Episode]:
+async def _played(config: EvalConfig, checkpoint: Checkpoint, progress: Telling) -> list[Episode]:
     run_id = f"eval-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(prefix="seedrl-eval-") as scratch:
         async with embedded_nats(Path(scratch) / "nats") as server:
@@ -112,7 +161,8 @@ async def _played(config: EvalConfig, checkpoint: Checkpoint) -> list[Episode]:
                     update=int(checkpoint.counters["updates"]),
                     network_hash=checkpoint.spec.network_hash,
                 )
-                return await _episodes(config, bus, _players(config, nats, run_id, Path(scratch)))
+                players = _players(config, nats, run_id, Path(scratch))
+                return await _episodes(config, bus, players, progress)
 
 
 def _players(config: EvalConfig, nats: NatsSettings, run_id: str, logs: Path) -> list[SupervisedService]:
@@ -143,10 +193,14 @@ def _players(config: EvalConfig, nats: NatsSettings, run_id: str, logs: Path) ->
     ]
 
 
-async def _episodes(config: EvalConfig, bus: Bus, players: list[SupervisedService]) -> list[Episode]:
+async def _episodes(
+    config: EvalConfig, bus: Bus, players: list[SupervisedService], progress: Telling
+) -> list[Episode]:
+    """Those that ended, all or within `config.timeout`."""
     shares = EpisodeShares(episodes=config.episodes, environments=min(config.episodes, config.environments))
     tasks = [asyncio.create_task(player.run_until_done()) for player in players]
     playing = asyncio.create_task(_gather(bus, shares))
+    saying = asyncio.create_task(_tell(shares, config.episodes, progress))
     try:
         async with asyncio.timeout(config.timeout):
             await asyncio.wait({playing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -155,15 +209,20 @@ async def _episodes(config: EvalConfig, bus: Bus, players: list[SupervisedServic
                     task.result()
                     raise RunError("a player ended before all episodes were played")
             await playing
-    except TimeoutError as error:
-        raise RunError(
-            f"only {len(shares.episodes)} of {config.episodes} episodes ended in {config.timeout:.0f} s"
-        ) from error
+    except TimeoutError:
+        pass  # what ended meanwhile is worth having
     finally:
         playing.cancel()
+        saying.cancel()
         await asyncio.gather(*(player.end(grace_seconds=5.0) for player in reversed(players)))
-        await asyncio.gather(*tasks, playing, return_exceptions=True)
+        await asyncio.gather(*tasks, playing, saying, return_exceptions=True)
     return shares.episodes
+
+
+async def _tell(shares: EpisodeShares, episodes: int, progress: Telling) -> None:
+    while True:
+        await asyncio.sleep(progress.seconds)
+        progress.say(f"{len(shares.episodes)} of {episodes} episodes have ended")
 
 
 async def _gather(bus: Bus, shares: EpisodeShares) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shlex
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -64,10 +65,15 @@ def train(config: TrainConfig) -> int:
 
 def _evaluated(config: TrainConfig, console: Console, summary: dict[str, Any]) -> dict[str, Any]:
     """The summary with `eval_return`; as it was, with a line that says why, when that cannot be had."""
-    from services.commands.evaluate import played_returns  # brings torch
+    playing = shlex.join(["seedrl", "eval", str(config.directory)])
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    if not summary["episodes"]:
+        say(f"no evaluation: no episode ended in the training, so none may end in it; {playing} plays it")
+        return summary
+    from services.commands.evaluate import played_returns, telling  # bring torch
 
-    console.print(f"playing {config.eval_episodes} episodes with the trained policy (Ctrl-C skips them)")
-    playing = EvalConfig.model_validate(
+    say(f"playing {config.eval_episodes} episodes with the trained policy (Ctrl-C skips them)")
+    asked = EvalConfig.model_validate(
         {
             "run_dir": config.directory,
             "episodes": config.eval_episodes,
@@ -76,14 +82,18 @@ def _evaluated(config: TrainConfig, console: Console, summary: dict[str, Any]) -
         }
     )
     try:
-        _, returns = played_returns(playing)
+        played = played_returns(asked, telling(say, is_terminal=console.is_terminal))
     except KeyboardInterrupt:
-        console.print("evaluation skipped")
+        say("evaluation skipped")
+        return summary
     except SeedrlError as error:
-        console.print(f"evaluation failed: {error}", soft_wrap=True, highlight=False)
-    else:
-        summary = {**summary, "eval_return": fmean(returns), "eval_episodes": len(returns)}
-        save_summary(config, summary)
+        say(f"evaluation failed: {error}")
+        return summary
+    if played.missing:  # the mean of those that ended would be that of the short ones
+        say(f"evaluation failed: {played.shortfall(asked.timeout)}; {playing} --timeout SECONDS plays longer")
+        return summary
+    summary = {**summary, "eval_return": fmean(played.returns), "eval_episodes": len(played.returns)}
+    save_summary(config, summary)
     return summary
 
 

@@ -6,16 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import torch
 
 from services.actor.config import ActorConfig
 from services.cli import known_settings
+from services.commands import evaluate
 from services.commands.config import EvalConfig
-from services.commands.evaluate import EpisodeShares, _episodes, _players, played_returns
+from services.commands.evaluate import (
+    EpisodeShares,
+    Played,
+    Telling,
+    _episodes,
+    _players,
+    played_returns,
+)
 from services.inference.config import InferenceConfig
 from services.local.process import ChildProcess
 from services.local.supervisor import SupervisedService
+from shared.bus.episodes import publish_episodes
+from shared.bus.streams import ensure_run
 from shared.checkpoints import save_checkpoint
 from shared.config import load
 from shared.errors import RunError, UnsupportedEnvironment
@@ -93,31 +104,74 @@ def a_run(directory: Path, env: str, weights: dict[str, torch.Tensor]) -> EvalCo
 
 def test_a_checkpoint_whose_network_is_another_now_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"checkpoint-0+1: weights of another network"):
-        played_returns(a_run(tmp_path, "CartPole-v1", {"another": torch.ones(1)}))
+        played_returns(a_run(tmp_path, "CartPole-v1", {"another": torch.ones(1)}), Said().telling)
 
 
 def test_an_environment_that_is_not_found_here_is_named_before_anything_starts(tmp_path: Path) -> None:
     run = a_run(tmp_path, "myenvz:Env-v0", build_network(SPEC).state_dict())
     with pytest.raises(UnsupportedEnvironment, match=r"there is no module 'myenvz' in the working directory"):
-        played_returns(run)
+        played_returns(run, Said().telling)
 
 
 def _loaded(model: Any, command: Sequence[str]) -> Any:
     return load(model, command[command.index("services.cli") + 2 :], prog="test", known=known_settings())
 
 
-@pytest.mark.parametrize(
-    ("player", "seconds", "said"),
-    [
-        ("pass", 60.0, "a player ended before all episodes were played"),
-        ("import time; time.sleep(60)", 0.2, "only 0 of 3 episodes ended"),
-    ],
-)
-async def test_an_evaluation_that_cannot_be_completed_ends(
-    player: str, seconds: float, said: str, nats: NatsRun, tmp_path: Path
-) -> None:
-    process = ChildProcess("p", lambda: [sys.executable, "-c", player], environment={}, log=tmp_path / "log")
-    config = EvalConfig(run_dir=tmp_path, episodes=3, timeout=seconds)
+class Said(list[str]):
+    """What an evaluation says of how far it is, every 0.05 s."""
+
+    @property
+    def telling(self) -> Telling:
+        return Telling(self.append, 0.05)
+
+
+def player(code: str, directory: Path) -> SupervisedService:
+    command = [sys.executable, "-c", code]
+    return SupervisedService(ChildProcess("p", lambda: command, environment={}, log=directory / "log"))
+
+
+async def test_an_evaluation_whose_player_ends_before_it_ends(nats: NatsRun, tmp_path: Path) -> None:
+    config = EvalConfig(run_dir=tmp_path, episodes=3, timeout=60.0)
     async with nats.bus() as bus:
-        with pytest.raises(RunError, match=said):
-            await asyncio.wait_for(_episodes(config, bus, [SupervisedService(process)]), 20)
+        with pytest.raises(RunError, match="a player ended before all episodes were played"):
+            await asyncio.wait_for(_episodes(config, bus, [player("pass", tmp_path)], Said().telling), 20)
+
+
+async def test_an_evaluation_says_how_far_it_is_and_has_what_ended_when_its_time_is_up(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    config, said = EvalConfig(run_dir=tmp_path, episodes=3, timeout=4.0), Said()
+    async with nats.bus() as bus:
+        await ensure_run(bus)
+        await publish_episodes(bus, [{"row": 0, "return": 2.0, "length": 5}])
+        sleeper = player("import time; time.sleep(60)", tmp_path)
+        episodes = await asyncio.wait_for(_episodes(config, bus, [sleeper], said.telling), 20)
+    assert [each["return"] for each in episodes] == [2.0]
+    assert said[-1] == "1 of 3 episodes have ended"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_ended_in_time_is_printed_before_what_did_not_is_named(
+    as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played = Played("checkpoint-7", [2.0, 4.0], missing=28)
+    monkeypatch.setattr(evaluate, "played_returns", lambda *_: played)
+    config = EvalConfig.model_validate({"run_dir": tmp_path, "timeout": 60.0, "json": as_json})
+    with pytest.raises(RunError) as caught:
+        evaluate.evaluate(config)
+    words = "only 2 of 30 episodes ended in 60 s, 28 are missing; --timeout gives them more time"
+    assert (str(caught.value), caught.value.exit_status) == (words, 2)
+    printed = capsys.readouterr().out
+    if as_json:
+        assert orjson.loads(printed)["returns"] == [2.0, 4.0]
+    else:
+        assert printed == "checkpoint-7: 2 episodes, mean 3.00, median 3.00, deviation 1.00\n"
+
+
+def test_without_an_episode_there_are_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "played_returns", lambda *_: Played("checkpoint-7", [], missing=30))
+    with pytest.raises(RunError, match=r"^only 0 of 30 episodes ended in 3600 s, 30 are missing; --timeout "):
+        evaluate.evaluate(EvalConfig(run_dir=tmp_path))
+    assert capsys.readouterr().out == ""

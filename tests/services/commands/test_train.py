@@ -13,9 +13,12 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
+from services.commands import evaluate
+from services.commands.evaluate import Played
 from services.commands.output import Output
 from services.commands.showing import SILENT_SECONDS, joining, statuses_of
-from services.commands.train import BUILT_IN, _tell
+from services.commands.train import BUILT_IN, _evaluated, _tell
+from services.local.config import TrainConfig
 from services.local.process import ChildProcess
 from services.local.supervisor import SupervisedService
 from shared.bus.statuses import StatusBoard
@@ -76,6 +79,31 @@ def test_where_nothing_was_trained_nothing_is_offered(tmp_path: Path) -> None:
     assert f"nothing was trained; logs: {tmp_path / 'logs'}" in said
     assert "seedrl eval" not in said
     assert "tensorboard" not in said
+
+
+def evaluated(directory: Path, played: Played, **summary: Any) -> tuple[dict[str, Any], str]:
+    """The summary after an evaluation, and what was said of it."""
+    console = Console(file=io.StringIO())
+    config = TrainConfig.model_validate({"env": "CartPole-v1", "agent": "r2d2", "run_dir": directory})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "played_returns", lambda *_: played)
+        result = _evaluated(config, console, {**SUMMARY, "eval_return": None, "eval_episodes": 0, **summary})
+    assert isinstance(console.file, io.StringIO)
+    return result, console.file.getvalue()
+
+
+def test_the_evaluation_of_a_training_is_of_all_episodes_or_none(tmp_path: Path) -> None:
+    summary, _ = evaluated(tmp_path, Played("checkpoint-7", [2.0, 4.0], missing=0))
+    assert (summary["eval_return"], summary["eval_episodes"]) == (3.0, 2)
+    summary, said = evaluated(tmp_path, Played("checkpoint-7", [2.0, 4.0], missing=28))
+    assert (summary["eval_return"], summary["eval_episodes"]) == (None, 0)
+    assert f"only 2 of 30 episodes ended in 3600 s, 28 are missing; seedrl eval {tmp_path} --timeout" in said
+
+
+def test_a_training_without_the_end_of_an_episode_is_not_evaluated(tmp_path: Path) -> None:
+    summary, said = evaluated(tmp_path, Played("checkpoint-7", [2.0], missing=0), episodes=0)
+    assert (summary["eval_return"], summary["eval_episodes"]) == (None, 0)
+    assert said.startswith("no evaluation: no episode ended in the training")
 
 
 def test_names_of_networks_that_are_taken_unseen_are_names_of_networks() -> None:
