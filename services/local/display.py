@@ -30,7 +30,6 @@ class Standstill:
 
 def headline(learner: Status, *, total_steps: int) -> str:
     """One line of the figures that matter, from the learner's status."""
-    returns = learner.get("mean_return_100")
     lag = (learner.get("policy_lag") or {}).get("p99")
     queued = (learner.get("chunks") or {}).get("queued")
     parts = [
@@ -38,11 +37,18 @@ def headline(learner: Status, *, total_steps: int) -> str:
         f"{learner.get('steps_per_second') or 0:,.0f} steps/s",
         f"updates {learner.get('updates', 0):,}",
         f"episodes {learner.get('episodes', 0):,}",
-        f"return {returns:.1f}" if returns is not None else "return –",
+        _return(learner),
         f"lag p99 {lag}" if lag is not None else "lag –",
         f"queued {queued}" if queued is not None else "queued –",
     ]
     return "  ".join(parts)
+
+
+def _return(learner: Status) -> str:
+    returns = learner.get("mean_return_100")
+    if returns is not None:
+        return f"return {returns:.1f}"
+    return "no episode has ended yet" if learner.get("updates") else "return –"
 
 
 def bottleneck(learner: Status, *, figures: bool) -> str:

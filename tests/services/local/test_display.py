@@ -89,6 +89,7 @@ def test_one_line_names_the_first_actors_that_are_in_trouble_and_counts_the_othe
 def test_the_headline_has_a_dash_for_what_is_not_known_yet() -> None:
     assert headline({}, total_steps=9).startswith("steps 0/9  0 steps/s")
     assert "return –" in headline({}, total_steps=9)
+    assert "no episode has ended yet" in headline({"updates": 1, "mean_return_100": None}, total_steps=9)
     assert "return 1.2" in headline({"mean_return_100": 1.25, "policy_lag": {"p99": 3}}, total_steps=9)
 
 
