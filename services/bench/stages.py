@@ -226,6 +226,7 @@ def learner_work(config: PipelineConfig) -> Callable[[], float]:
             reward=reward.t(),
             terminated=flags,
             reset_steps=flags,
+            mean_reward=reward.mean(),
         )
         trainer.train(training, steps=0)
         return trained

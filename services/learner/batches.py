@@ -27,6 +27,7 @@ class TrainingBatch(NamedTuple):
     terminated: Tensor  # [T, B] bool
     reset_steps: Tensor  # [T, B] bool
     behaviour_logits: Tensor  # [T, B, A] float32
+    mean_reward: Tensor  # [] float32, not clipped
 
 
 def rows_of(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
@@ -39,6 +40,7 @@ def rows_of(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
         terminated=batch.terminated.index_select(1, rows),
         reset_steps=batch.reset_steps.index_select(1, rows),
         behaviour_logits=batch.behaviour_logits.index_select(1, rows),
+        mean_reward=batch.mean_reward,
     )
 
 
@@ -94,12 +96,19 @@ def _assembled(slices: Sequence[Slice], reward_clip: float, device: torch.device
         terminated=time_major(joined(lambda chunk: chunk.terminated)),
         reset_steps=inputs.is_first[1:],
         behaviour_logits=time_major(joined(_logits)),
+        mean_reward=mean_reward(reward, inputs.is_first[1:]),
     )
 
 
 def _logits(chunk: Chunk) -> Array:
     assert chunk.behaviour_logits is not None  # else it was refused
     return chunk.behaviour_logits
+
+
+def mean_reward(reward: Tensor, reset_steps: Tensor) -> Tensor:
+    """[]: the mean of `reward` [B, T] over the steps but `reset_steps` [T, B]."""
+    resets = reset_steps.t()
+    return reward.masked_fill(resets, 0.0).sum() / (~resets).sum().clamp(min=1)
 
 
 def time_major(batch_major: Tensor) -> Tensor:

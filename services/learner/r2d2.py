@@ -26,6 +26,7 @@ class R2D2Metrics(NamedTuple):
     q_value: float  # mean Q of the actions taken, in rescaled space
     target: float  # mean target, in rescaled space
     importance_weight: float  # mean
+    reward: float  # mean, not clipped
     gradient_norm: float  # before clipping
     priority: float  # mean of the new ones
     learning_rate: float
@@ -103,6 +104,7 @@ class R2D2Trainer(OptimizedNetwork):
             "q_value": mean(chosen),
             "target": mean(targets),
             "importance_weight": batch.importance_weights.mean(),
+            "reward": batch.mean_reward,
         }
 
     def _unrolled(self, network: nn.Module, batch: SequenceBatch) -> Tensor:

@@ -22,6 +22,7 @@ _CURVES = {
     "loss/policy": "policy_loss",
     "loss/baseline": "baseline_loss",
     "loss/entropy": "entropy_loss",
+    "training/reward": "reward",
     "training/entropy": "entropy",
     "training/value": "value",
     "training/q_value": "q_value",

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.learner.batches import on_own_stream, time_major
+from services.learner.batches import mean_reward, on_own_stream, time_major
 from shared.errors import ChunkError
 from shared.networks.interface import NetworkInput, State
 from shared.networks.leaves import torch_dtype
@@ -26,6 +26,7 @@ class SequenceBatch(NamedTuple):
     terminated: Tensor  # [L, B] bool
     reset_steps: Tensor  # [L, B] bool
     importance_weights: Tensor  # [B] float32
+    mean_reward: Tensor  # [] float32, of the steps after burn-in, not clipped
 
 
 class Shape(NamedTuple):
@@ -127,6 +128,7 @@ def _assembled(
         terminated=time_major(steps(lambda chunk: chunk.terminated)),
         reset_steps=inputs.is_first[1:],
         importance_weights=_sent(importance_weights.astype(np.float32), device),
+        mean_reward=mean_reward(reward[:, shape.burn_in :], inputs.is_first[1 + shape.burn_in :]),
     )
 
 

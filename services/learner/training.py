@@ -28,6 +28,7 @@ class UpdateMetrics(NamedTuple):
     value: float  # mean of V
     target: float  # mean V-trace target
     rho: float  # mean importance weight, not truncated
+    reward: float  # mean of the whole batch, neither clipped nor scaled
     gradient_norm: float  # before clipping
     learning_rate: float
 
@@ -68,7 +69,8 @@ class VTraceTrainer(OptimizedNetwork):
         """One gradient step; all metrics but the learning rate."""
         passed = self._forward(batch.inputs, batch.state)
         terms = self._loss(batch, passed.output)
-        return list(self._descend(partial(passed.backward, terms.total_loss), terms._asdict()).values())
+        figures = {**terms._asdict(), "reward": batch.mean_reward}
+        return list(self._descend(partial(passed.backward, terms.total_loss), figures).values())
 
     def _loss(self, batch: TrainingBatch, output: NetworkOutput) -> LossTerms:
         config = self._config

@@ -66,6 +66,15 @@ def test_rewards_are_raw_where_the_run_does_not_clip(history: History) -> None:
     np.testing.assert_array_equal(batch.reward.T, chunk.reward)
 
 
+def test_the_mean_reward_is_raw_and_without_reset_steps(history: History) -> None:
+    chunk = history.chunk(2, counting_spec(UNROLL))
+    batch = staged([Slice(chunk, 0, 4), Slice(chunk, 4, ROWS)], reward_clip=0.1, device=CPU)
+    steps = slice(2 * UNROLL, 3 * UNROLL)
+    acted = ~history.is_first[:, 2 * UNROLL + 1 : 3 * UNROLL + 1]
+    assert not acted.all()
+    assert batch.mean_reward.item() == pytest.approx(history.reward[:, steps][acted].mean(), rel=1e-5)
+
+
 def test_rows_of_several_messages_stand_beside_each_other() -> None:
     spec = make_spec(unroll=3, frame_stack=2)
     chunks = [

@@ -180,6 +180,8 @@ def test_the_means_leave_burn_in_and_reset_steps_out() -> None:
     errors = [abs(error) for row in range(8) for error in oracle.errors(row)]
     assert metrics.td_error == pytest.approx(sum(errors) / len(errors), rel=2e-3)
     assert metrics.importance_weight == 0.5
+    acted = ~history.is_first[:, 5:13]
+    assert metrics.reward == pytest.approx(history.reward[:, 4:][acted].mean(), rel=1e-5)
 
 
 def test_what_lies_in_burn_in_changes_nothing_but_the_state() -> None:

@@ -22,6 +22,7 @@ UPDATE = UpdateMetrics(
     value=0.1,
     target=0.2,
     rho=float("inf"),
+    reward=0.3,
     gradient_norm=4.0,
     learning_rate=6e-4,
 )

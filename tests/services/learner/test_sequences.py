@@ -73,6 +73,17 @@ def test_previous_actions_and_rewards_go_on_over_chunk_borders(shape: Shape) -> 
         np.testing.assert_array_equal(batch.inputs.previous_reward[t].numpy(), np.where(first, 0, reward))
 
 
+def test_the_mean_reward_is_raw_and_of_the_trained_steps_alone() -> None:
+    shape = Shape(5, 7, 10)
+    history, sequences, _ = cut(shape, first=1, seed=3)
+    trained = slice(5 + shape.burn_in, 5 + shape.steps)
+    acted = ~history.is_first[:, trained.start + 1 : trained.stop + 1]
+    assert not acted.all()
+    assert history.reward[:, trained].max() > REWARD_CLIP
+    expected = history.reward[:, trained][acted].mean()
+    assert staged(sequences, shape).mean_reward.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_frames_without_a_stack_need_no_history() -> None:
     shape = Shape(4, 2, 4)
     history, sequences, _ = cut(shape, first=1, stack=1)

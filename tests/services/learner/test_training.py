@@ -170,7 +170,8 @@ def test_the_reward_scale_multiplies_what_was_clipped() -> None:
             (1.0, batch_of(scaled, spec=spec)._replace(inputs=batch_of(chunk, spec=spec).inputs)),
         )
     ]
-    assert metrics[0] == metrics[1]
+    raw = batch_of(chunk, spec=spec).mean_reward.item()
+    assert metrics[0] == metrics[1]._replace(reward=raw)
 
 
 # Several gradient steps per update
@@ -210,6 +211,7 @@ def test_minibatches_are_equal_parts_that_hold_every_row_once_in_every_pass() ->
     assert (one, six) == ([12], 6 * [4])
     for name in ("policy_loss", "baseline_loss", "entropy_loss"):  # sums over a third of the rows, averaged
         assert 3 * getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-4)
+    assert parts.reward == pytest.approx(whole.reward) == batch.mean_reward.item()
 
 
 # Optimizers
