@@ -165,7 +165,7 @@ class _Service:
     async def _follow_weights(self) -> None:
         engine = await self._agreement.engine_built()
         await self._pausing.restore()
-        async for weights in watch_weights(self._bus):
+        async for weights in watch_weights(self._bus, on_trouble=self.report.weights_unread):
             try:
                 await engine.load(weights)
             except RunError as error:

@@ -52,6 +52,7 @@ class Report:
     ) -> None:
         self.ending: str | None = None  # why the service ends
         self.refused_weights = ""  # why the newest ones are not this run's
+        self.unread_weights = ""  # why they cannot be read
         self._bus = bus
         self._agreement = agreement
         self._streams = streams
@@ -66,6 +67,10 @@ class Report:
         """Takes the totals of this moment."""
         self._activity.sample()
         self._speed.add(monotonic(), self._metrics.steps["train"].total)
+
+    def weights_unread(self, reason: str) -> None:
+        """The newest weights cannot be read, for this reason; empty: nothing is wrong with them."""
+        self.unread_weights = reason
 
     def not_ready(self) -> list[str]:
         """What must come before a Hello is accepted; empty when it is."""
@@ -82,8 +87,9 @@ class Report:
         if not self._streams.live:
             waiting.append("actors")
         if engine and not engine.weights_version:
-            refused = self.refused_weights
-            waiting.append(f"weights (refused: {refused})" if refused else "weights")
+            refused = self.refused_weights and f"refused: {self.refused_weights}"
+            reason = self.unread_weights or refused
+            waiting.append(f"weights ({reason})" if reason else "weights")
         training = [stream for stream in self._streams.live if not stream.group.greedy]
         if training and all(map(_is_held_back, training)):
             trouble = self._publisher.trouble

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from shared.bus.connection import Bus
 from shared.bus.key_values import KEEP_SECONDS
-from shared.bus.weights import has_published, publish_weights
+from shared.bus.weights import has_weights, publish_weights
 
 _PAUSES = 9.0  # seconds without, for each second of publishing
 _LONGEST_PAUSE_SECONDS = 5.0
@@ -75,13 +75,13 @@ class WeightsPublisher:
             before = took
 
     async def keep(self) -> None:
-        """Publishes again, for ever, when NATS lost the newest weights with its store.
+        """Publishes again, for ever, when NATS lost the newest weights: its store, or them alone.
 
         An update may never come: a new inference without weights makes no trajectories.
         """
         while True:
             await asyncio.sleep(KEEP_SECONDS)
-            is_there = partial(has_published, self._bus, self.version)
+            is_there = partial(has_weights, self._bus, self.version)
             if self.version and not self._is_publishing and not await self._bus.persistently(is_there):
                 self.offer()
 

@@ -6,7 +6,7 @@ learner starts again from an older checkpoint. Knows nothing of networks.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from nats.js.api import RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from shared.bus.connection import RETRY_SECONDS, Bus
-from shared.bus.streams import NoStream, ensure_run, published, stream_info
+from shared.bus.streams import NoStream, ensure_run, published, stream_details
 from shared.bus.trouble import trouble
 from shared.errors import ConnectionFailed, Refused
 
@@ -70,16 +70,24 @@ async def publish_weights(bus: Bus, data: bytes, *, update: int, network_hash: s
         return await _publish_set(bus, data, manifest)
 
 
-async def has_published(bus: Bus, version: int) -> bool:
-    """Whether NATS has had the set, or newer ones, since its store was new. Raises ConnectionFailed."""
-    info = await stream_info(bus, bus.subjects.weights_stream)
-    return info is not None and info.state.last_seq >= version
+async def has_weights(bus: Bus, version: int) -> bool:
+    """Whether NATS still has the set, or a newer one, with all its parts. Raises ConnectionFailed.
+
+    The sequences that a stream gave away say nothing of that: a purge and a damaged store leave them.
+    """
+    state = await stream_details(bus, bus.subjects.weights_stream)
+    manifest = await _newest_manifest(bus) if state is not None else None
+    if state is None or manifest is None or manifest.version < version:
+        return False
+    removed = set(state.get("deleted") or ())
+    return all(part >= state["first_seq"] and part not in removed for part in manifest.parts)
 
 
 class WeightsReader:
-    """Reads the newest set."""
+    """Reads the newest set. `trouble`: why it could not be read the last time, in words; else empty."""
 
     def __init__(self, bus: Bus) -> None:
+        self.trouble = ""
         self._bus = bus
         self._damaged = 0
 
@@ -90,28 +98,22 @@ class WeightsReader:
         versions began anew. Raises Refused for a format that this program does not know.
         """
         for _ in range(_TRIES):
-            manifest = await self._manifest()
-            if manifest is None or manifest.version in (version, self._damaged):
+            manifest = await _newest_manifest(self._bus)
+            if manifest is None or manifest.version == version:
+                self.trouble = ""
+                return None
+            if manifest.version == self._damaged:
                 return None
             data = await self._data(manifest)
             if data is None:
                 continue  # replaced while it was read; the next manifest comes or is there already
             if await _sha256(data) == manifest.sha256:
+                self.trouble = ""
                 return Weights(manifest.version, manifest.update, manifest.network_hash, data)
-            self._damaged = manifest.version
+            self._damaged, self.trouble = manifest.version, "those in NATS are damaged"
             log.error("weights_damaged", version=manifest.version)
+        self.trouble = "NATS lost parts of them"
         return None
-
-    async def _manifest(self) -> _Manifest | None:
-        bus = self._bus
-        with trouble("weights"):
-            try:
-                message = await bus.js.get_last_msg(
-                    bus.subjects.weights_stream, bus.subjects.weights_manifest, direct=True
-                )
-            except NotFoundError:
-                return None
-        return _parsed(message)
 
     async def _data(self, manifest: _Manifest) -> bytes | None:
         """The parts joined; None when one of them is gone."""
@@ -134,10 +136,13 @@ class WeightsReader:
         return message.data or b""
 
 
-async def watch_weights(bus: Bus) -> AsyncIterator[Weights]:
+async def watch_weights(
+    bus: Bus, *, on_trouble: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[Weights]:
     """Yields the newest set whenever there is a newer one, sets that were replaced meanwhile left out.
 
     Wakes with the publication, looks each second in any case, and outlives restarts of the server.
+    `on_trouble` hears after each look why it failed, in words; empty: it did not.
     """
     reader = WeightsReader(bus)
     published = asyncio.Event()
@@ -153,6 +158,7 @@ async def watch_weights(bus: Bus) -> AsyncIterator[Weights]:
             was_woken = published.is_set()
             published.clear()
             weights = await _newest(bus, reader, version, surely=was_woken)
+            on_trouble(reader.trouble)
             if weights is not None:
                 version = weights.version
                 yield weights
@@ -171,7 +177,8 @@ async def _newest(bus: Bus, reader: WeightsReader, version: int, *, surely: bool
         await asyncio.sleep(seconds)
         try:
             weights = await reader.newer_than(version)
-        except ConnectionFailed:
+        except ConnectionFailed as error:
+            reader.trouble = str(error).removeprefix("weights: ")
             await bus.connected()
             await asyncio.sleep(RETRY_SECONDS)
         else:
@@ -189,6 +196,17 @@ async def _publish_set(bus: Bus, data: bytes, manifest: dict[str, Any]) -> int:
         publishing = (publish(bus, bus.subjects.weights_part(part), pieces[part]) for part in some)
         parts += await asyncio.gather(*publishing)
     return await publish(bus, bus.subjects.weights_manifest, orjson.dumps({**manifest, "parts": parts}))
+
+
+async def _newest_manifest(bus: Bus) -> _Manifest | None:
+    with trouble("weights"):
+        try:
+            message = await bus.js.get_last_msg(
+                bus.subjects.weights_stream, bus.subjects.weights_manifest, direct=True
+            )
+        except (NotFoundError, nats.errors.NoRespondersError):  # no manifest, or no stream
+            return None
+    return _parsed(message)
 
 
 def _parsed(message: RawStreamMsg) -> _Manifest:

@@ -119,6 +119,21 @@ async def test_it_says_why_the_weights_for_which_it_waits_were_refused(nats: Nat
         assert (await service.status())["waiting"] == []
 
 
+async def test_it_says_why_the_weights_for_which_it_waits_cannot_be_read(nats: NatsRun) -> None:
+    async with running_inference(nats) as service, learner_side(nats, SPEC) as learner:
+        await learner.bus.js.delete_msg(learner.bus.subjects.weights_stream, await learner.publish() - 1)
+        actor = await service.joined(CountingGroup(2))
+        await actor.ask()
+
+        async def says_why() -> bool:
+            return (await service.status())["waiting"] == ["weights (NATS lost parts of them)"]
+
+        await eventually(says_why)
+        await learner.publish()
+        await actor.heard()
+        assert (await service.status())["waiting"] == []
+
+
 async def test_finished_episodes_are_published_with_their_role(nats: NatsRun) -> None:
     async with running_inference(nats) as service, learner_side(nats, SPEC) as learner:
         await learner.publish()

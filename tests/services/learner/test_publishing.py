@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
+from services.learner import publishing as module
 from services.learner.publishing import Snapshot, WeightsPublisher
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
@@ -143,6 +146,20 @@ async def test_one_publication_that_took_long_holds_back_nothing(own_nats: OwnNa
             back = clock()
             await publisher_reaches(publisher, source, 2)
             assert clock() - back < 2.5  # not nine times as long, at most 5 s
+
+
+async def test_weights_that_nats_lost_are_published_again(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its stream is there as before, and with it the sequences that it gave away."""
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0.01)
+    async with nats.bus() as bus:
+        source = Source()
+        async with publishing(bus, source) as publisher, beside(publisher.keep()):
+            await publisher.published(0)
+            await bus.js.purge_stream(bus.subjects.weights_stream)
+            weights = await eventually(lambda: newest(bus))
+            assert weights.data == b"weights 0"
 
 
 async def publisher_reaches(publisher: WeightsPublisher, source: Source, update: int) -> None:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from shared.bus import weights
 from shared.bus.connection import Bus
 from shared.bus.streams import ensure_run, stream_info
-from shared.bus.weights import Weights, WeightsReader, has_published, publish_weights, watch_weights
+from shared.bus.weights import Weights, WeightsReader, has_weights, publish_weights, watch_weights
 from shared.errors import ConnectionFailed, Refused
 from tests.support.nats import NatsRun, OwnNats
 from tests.support.waiting import eventually
@@ -35,13 +35,13 @@ async def test_what_was_published_is_read(nats: NatsRun, size: int) -> None:
 
 async def test_a_version_counts_as_published_only_where_the_store_has_come_so_far(nats: NatsRun) -> None:
     async with nats.bus() as bus, nats.bus(run_id=f"{nats.run_id}-anew") as anew:
-        assert not await has_published(bus, 1)
+        assert not await has_weights(bus, 1)
         older = await publish(bus)
         newer = await publish(bus)
-        assert await has_published(bus, older)
-        assert await has_published(bus, newer)
+        assert await has_weights(bus, older)
+        assert await has_weights(bus, newer)
         await publish(anew)  # as a store that was lost does, it begins with low versions
-        assert not await has_published(anew, newer)
+        assert not await has_weights(anew, newer)
 
 
 async def test_there_is_nothing_newer_than_the_newest(nats: NatsRun) -> None:
@@ -155,6 +155,43 @@ async def test_another_format_version_is_refused(nats: NatsRun) -> None:
         await bus.js.publish(bus.subjects.weights_manifest, b'{"format_version": 2}')
         with pytest.raises(Refused, match="format version 2, this program 1"):
             await WeightsReader(bus).newer_than(0)
+
+
+@pytest.mark.parametrize(
+    "gone", ["nothing", "all", "the manifest", "a part", "the newest manifest", "the stream"]
+)
+async def test_nats_has_the_weights_while_manifest_and_parts_lie_there(nats: NatsRun, gone: str) -> None:
+    async with nats.bus() as bus:
+        stream = bus.subjects.weights_stream
+        assert not await has_weights(bus, 1)
+        await publish(bus, bytes(2 * 2**22))
+        version = await publish(bus, bytes(2 * 2**22))
+        assert await has_weights(bus, version)
+        match gone:
+            case "all":
+                await bus.js.purge_stream(stream)
+            case "the manifest":
+                await bus.js.purge_stream(stream, subject=bus.subjects.weights_manifest)
+            case "a part":
+                await bus.js.delete_msg(stream, version - 1)
+            case "the newest manifest":
+                await bus.js.delete_msg(stream, version)
+            case "the stream":
+                await bus.js.delete_stream(stream)
+        assert await has_weights(bus, version) is (gone == "nothing")
+        assert await has_weights(bus, await publish(bus))
+
+
+async def test_watching_says_why_weights_cannot_be_read(nats: NatsRun) -> None:
+    said: list[str] = []
+    async with nats.bus() as bus, nats.bus() as other:
+        await bus.js.delete_msg(bus.subjects.weights_stream, await publish(bus) - 1)
+        async with aclosing(watch_weights(other, on_trouble=said.append)) as watching:
+            waiting = asyncio.create_task(next_of(watching))
+            await eventually(lambda: said == ["NATS lost parts of them"])
+            await publish(bus)
+            await waiting
+            assert said[-1] == ""
 
 
 async def test_watching_yields_what_is_there_and_then_every_publication_at_once(nats: NatsRun) -> None:
