@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
-from services.learner.accounts import completed, has_begun, load_accounts
+from services.learner.accounts import CHECKPOINTS, completed, has_begun, load_accounts
 from services.learner.config import LearnerConfig
 from services.learner.feeding import Feeder
 from services.learner.housekeeping import Housekeeping
@@ -27,6 +27,7 @@ from shared.bus.beside import beside
 from shared.bus.connection import Bus
 from shared.bus.key_values import LEARNER_LEASE, held_lease, keep_spec, wait_for_spec
 from shared.bus.work_queue import QueueConsumer, queue_state, still_queued
+from shared.directory_lock import locked_directory
 from shared.errors import RunError
 from shared.run_spec import check_settings
 from shared.runtime import in_thread
@@ -110,19 +111,23 @@ class Learner:
         return words
 
     async def run(self) -> None:
-        """Waits for lease and spec, restores, trains until `end` or the configured end, saves."""
+        """Waits for lease, spec and directory, restores, trains until `end` or the configured end, saves."""
         with self._threads:
             self._training.submit(warm_up)  # while lease and spec are waited for
-            self._report.awaited = ["the lease of the run's learner"]
+            self._await("the lease of the run's learner")
             async with held_lease(self._bus, LEARNER_LEASE, self._owner):
-                self._report.awaited = ["the run's spec, which the first actor's environment decides"]
+                self._await("the run's spec, which the first actor's environment decides")
                 spec = await wait_for_spec(self._bus)
                 check_settings(self._config, spec, service="the learner")
-                self._report.awaited = ["its network and checkpoint to be loaded"]
-                parts = self._parts(await self._restored(spec))
-                what = "the first trajectory" if self._link is None else "the first sequences from replay"
-                self._report.awaited = [what]
-                await self._live(parts)
+                async with locked_directory(self._config.directory / CHECKPOINTS, on_wait=self._await):
+                    self._await("its network and checkpoint to be loaded")
+                    parts = self._parts(await self._restored(spec))
+                    vtrace = self._link is None
+                    self._await("the first trajectory" if vtrace else "the first sequences from replay")
+                    await self._live(parts)
+
+    def _await(self, what: str) -> None:
+        self._report.awaited = [what]
 
     async def _restored(self, spec: RunSpec) -> Session:
         """The session; the report's accounts are then what queue, journal and checkpoint together say."""

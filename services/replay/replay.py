@@ -25,6 +25,7 @@ from shared.bus.connection import Bus
 from shared.bus.key_values import REPLAY_LEASE, held_lease, wait_for_spec
 from shared.bus.replay_serving import serve_replay
 from shared.bus.work_queue import QueueConsumer, queue_state, still_queued
+from shared.directory_lock import locked_directory
 from shared.errors import ConfigurationError, ConnectionFailed, RunError
 from shared.run_spec import check_settings
 from shared.runtime import in_thread, run_until_stopped
@@ -71,23 +72,24 @@ class Replay:
         return self._parts is not None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Waits for lease and spec, restores, serves until `stop` is set, and saves."""
+        """Waits for lease, spec and directory, restores, serves until `stop` is set, and saves."""
         with ExitStack() as stack:
             threads = [
                 stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix=name))
                 for name in _Threads._fields
             ]
-            self._report.awaited = ["the lease of the run's replay"]
+            self._await("the lease of the run's replay")
             async with held_lease(self._bus, REPLAY_LEASE, self._owner):
-                self._report.awaited = ["the run's spec, which the first actor's environment decides"]
+                self._await("the run's spec, which the first actor's environment decides")
                 spec = await wait_for_spec(self._bus)
                 check_settings(self._config, spec, service="replay")
-                self._report.awaited = ["its own snapshot"]
-                self._parts = parts = await self._restored(spec, _Threads(*threads))
-                self._report.awaited = []
-                async with beside(parts.books.run(), parts.books.keep_alive()):
-                    await self._serve(parts, stop)
-                    await self._finish(parts)
+                async with locked_directory(self._config.replay_dir, on_wait=self._await):
+                    self._await("its own snapshot")
+                    self._parts = parts = await self._restored(spec, _Threads(*threads))
+                    self._report.awaited = []
+                    async with beside(parts.books.run(), parts.books.keep_alive()):
+                        await self._serve(parts, stop)
+                        await self._finish(parts)
 
     async def save(self) -> str:
         """Writes a snapshot; says so in words. Raises RunError before there is anything to save."""
@@ -95,6 +97,9 @@ class Replay:
             raise RunError("there is nothing to save yet")
         done = await self._parts.saver.save("control")
         return f"wrote a snapshot of {done['items']:,} sequences"
+
+    def _await(self, what: str) -> None:
+        self._report.awaited = [what]
 
     async def _restored(self, spec: RunSpec, threads: _Threads) -> _Parts:
         """Everything as newest snapshot, journal and queue together say."""
@@ -146,7 +151,7 @@ class Replay:
 
     async def _finish(self, parts: _Parts) -> None:
         """Acknowledges what was inserted, gives back what was not, and writes a last snapshot."""
-        self._report.awaited = ["its end: stopped"]
+        self._await("its end: stopped")
         with suppress(TimeoutError):
             async with asyncio.timeout(_SHARE_OF_GRACE * self._config.grace_seconds):
                 await parts.books.settled()
@@ -192,10 +197,6 @@ class Replay:
 
 def _latest(config: ReplayConfig, snapshots: Snapshots, run: dict[str, Any]) -> Snapshot | None:
     """The newest snapshot of this run. Raises RunError when it is another's."""
-    try:
-        config.replay_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {config.replay_dir}: {error.strerror}") from error
     snapshot = snapshots.latest()
     if snapshot is not None and (others := {name: snapshot.beside.get(name) for name in run}) != run:
         raise RunError(f"{config.replay_dir} holds snapshots of another run: {others}, this is {run}")

@@ -33,6 +33,7 @@ from tests.support.learner_runs import (
     learning,
 )
 from tests.support.nats import NatsRun, OwnNats
+from tests.support.statuses import next_status
 from tests.support.waiting import eventually
 
 
@@ -180,6 +181,34 @@ class KilledLearner:
             if process.returncode is None:
                 process.kill()
             await process.wait()
+
+
+async def test_the_successor_of_a_stopped_learner_waits_until_that_has_ended(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    """Continued, that one writes accounts and a checkpoint once more."""
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with KilledLearner(nats, tmp_path).running() as process:
+            await queue.fed(4)
+            await eventually(lambda: has_begun(tmp_path) and load_accounts(tmp_path).updates == 2, 60.0)
+            process.send_signal(signal.SIGSTOP)
+            await bus.js.purge_stream(f"KV_{bus.subjects.leases_bucket}")  # as after its time to live
+            await queue.fed(4)
+            async with learning(learner_config(nats, tmp_path, resume=True)) as learner:
+
+                async def waits() -> bool:
+                    (words,) = (await next_status(bus, "learner"))["waiting"]
+                    return f"checkpoints, which process {process.pid} on " in words
+
+                await eventually(waits)
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGCONT)
+                await process.wait()
+                await queue.emptied()
+                await learner.stopped()
+        accounts = await queue.exact_accounts(tmp_path)
+        assert (accounts.trained, accounts.updates, accounts.rolled_back) == (8, 4, 0)
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 
@@ -173,6 +174,34 @@ async def test_a_client_waits_through_restarts_of_replay_and_of_nats(
             _assert_as_published(await ReplayClient(bus).sample(20), queue)
 
 
+async def test_the_successor_of_a_stopped_replay_waits_until_that_has_ended(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    """Continued, that one writes accounts and a snapshot once more."""
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        with _killed_at_last(_started(nats, tmp_path, **FREE)) as process:
+            await queue.fed(6)
+            await queue.emptied(timeout=60)
+            process.send_signal(signal.SIGSTOP)
+            await bus.js.purge_stream(f"KV_{bus.subjects.leases_bucket}")  # as after its time to live
+            await queue.fed(6)
+            async with replaying(replay_config(nats, tmp_path, **FREE)) as replay:
+
+                async def waits() -> bool:
+                    (words,) = (await status_of(bus))["waiting"]
+                    return f"replay, which process {process.pid} on " in words
+
+                await eventually(waits)
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGCONT)
+                await queue.emptied()
+                assert process.poll() is not None
+                await replay.stopped()
+        accounts = await queue.exact_accounts(tmp_path)
+        assert accounts.inserted == 12
+
+
 @pytest.mark.slow
 async def test_killed_again_and_again_it_loses_only_what_came_after_its_snapshots_and_counts_it(
     nats: NatsRun, tmp_path: Path
@@ -253,6 +282,15 @@ def _started(nats: NatsRun, run_dir: Path, **changed: float) -> "subprocess.Pope
     return subprocess.Popen(
         command("replay", *where, *words), env=environment(SEEDRL_NATS_TOKEN=nats.token), cwd=run_dir
     )
+
+
+@contextmanager
+def _killed_at_last(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 async def _restored(bus: Bus) -> dict[str, object] | None:
