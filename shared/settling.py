@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from datetime import datetime
 from functools import partial
@@ -30,11 +30,21 @@ class Settling(Generic[A]):
     one. How much that can be is bounded by the messages in hand.
     """
 
-    def __init__(self, accounts: A, directory: Path, executor: Executor) -> None:
-        """`directory` is the journal's."""
+    def __init__(
+        self,
+        accounts: A,
+        directory: Path,
+        executor: Executor,
+        *,
+        confirmed: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`directory` is the journal's. `confirmed` returns while the messages are this process's alone to
+        settle, and raises when they no longer are: one that stood still may have a successor by now.
+        """
         self.accounts = accounts
         self._directory = directory
         self._executor = executor
+        self._confirmed = confirmed
         self._held: dict[int, QueueMessage] = {}
         self._finished: list[int] = []  # sequences to acknowledge after the next journal
         self._acknowledged: deque[tuple[int, datetime]] = deque(maxlen=_REMEMBERED)
@@ -97,6 +107,7 @@ class Settling(Generic[A]):
     async def _write_at_last(self) -> None:
         """Tries until there is room. Until then nothing is acknowledged, so the queue fills up."""
         while True:
+            await self._confirmed()
             try:
                 await self.write()
             except RunError as error:
@@ -116,6 +127,7 @@ class Settling(Generic[A]):
     async def _settle(self) -> None:
         sequences, self._finished = self._finished, []
         await self._write_at_last()
+        await self._confirmed()
         async with asyncio.TaskGroup() as group:
             for sequence in sequences:
                 group.create_task(self._held[sequence].ack())

@@ -25,7 +25,7 @@ from services.learner.settling import Bookkeeper
 from shared.accounts import write_accounts
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
-from shared.bus.key_values import LEARNER_LEASE, held_lease, keep_spec, wait_for_spec
+from shared.bus.key_values import LEARNER_LEASE, Lease, held_lease, keep_spec, wait_for_spec
 from shared.bus.work_queue import QueueConsumer, queue_state, still_queued
 from shared.directory_lock import locked_directory
 from shared.errors import RunError
@@ -115,13 +115,13 @@ class Learner:
         with self._threads:
             self._training.submit(warm_up)  # while lease and spec are waited for
             self._await("the lease of the run's learner")
-            async with held_lease(self._bus, LEARNER_LEASE, self._owner):
+            async with held_lease(self._bus, LEARNER_LEASE, self._owner) as lease:
                 self._await("the run's spec, which the first actor's environment decides")
                 spec = await wait_for_spec(self._bus)
                 check_settings(self._config, spec, service="the learner")
                 async with locked_directory(self._config.directory / CHECKPOINTS, on_wait=self._await):
                     self._await("its network and checkpoint to be loaded")
-                    parts = self._parts(await self._restored(spec))
+                    parts = self._parts(await self._restored(spec), lease)
                     vtrace = self._link is None
                     self._await("the first trajectory" if vtrace else "the first sequences from replay")
                     await self._live(parts)
@@ -153,9 +153,9 @@ class Learner:
         )
         return session
 
-    def _parts(self, session: Session) -> Parts:
+    def _parts(self, session: Session, lease: Lease) -> Parts:
         config, bus, report = self._config, self._bus, self._report
-        books = Bookkeeper(report.accounts, config.directory, self._writing)
+        books = Bookkeeper(report.accounts, config.directory, self._writing, confirmed=lease.confirmed)
         report.held, report.journal_trouble = lambda: books.held, lambda: books.trouble
         feeder = self._feeder(session, books)
 

@@ -1,6 +1,6 @@
 """The learner settles messages beside the training; when weights must wait for the journal."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -12,8 +12,15 @@ from shared.settling import Settling
 class Bookkeeper(Settling[Accounts]):
     """Settles messages beside the training."""
 
-    def __init__(self, accounts: Accounts, run_dir: Path, executor: Executor) -> None:
-        super().__init__(accounts, run_dir, executor)
+    def __init__(
+        self,
+        accounts: Accounts,
+        run_dir: Path,
+        executor: Executor,
+        *,
+        confirmed: Callable[[], Awaitable[None]],
+    ) -> None:
+        super().__init__(accounts, run_dir, executor, confirmed=confirmed)
         self._journaled_updates = -1
 
     def count(self, outcomes: Iterable[Outcome], *, updates: int | None = None) -> None:

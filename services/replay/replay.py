@@ -22,7 +22,7 @@ from services.replay.shelf import Shelf
 from services.replay.snapshots import Snapshot, Snapshots
 from shared.bus.beside import beside
 from shared.bus.connection import Bus
-from shared.bus.key_values import REPLAY_LEASE, held_lease, wait_for_spec
+from shared.bus.key_values import REPLAY_LEASE, Lease, held_lease, wait_for_spec
 from shared.bus.replay_serving import serve_replay
 from shared.bus.work_queue import QueueConsumer, queue_state, still_queued
 from shared.directory_lock import locked_directory
@@ -79,13 +79,13 @@ class Replay:
                 for name in _Threads._fields
             ]
             self._await("the lease of the run's replay")
-            async with held_lease(self._bus, REPLAY_LEASE, self._owner):
+            async with held_lease(self._bus, REPLAY_LEASE, self._owner) as lease:
                 self._await("the run's spec, which the first actor's environment decides")
                 spec = await wait_for_spec(self._bus)
                 check_settings(self._config, spec, service="replay")
                 async with locked_directory(self._config.replay_dir, on_wait=self._await):
                     self._await("its own snapshot")
-                    self._parts = parts = await self._restored(spec, _Threads(*threads))
+                    self._parts = parts = await self._restored(spec, _Threads(*threads), lease)
                     self._report.awaited = []
                     async with beside(parts.books.run(), parts.books.keep_alive()):
                         await self._serve(parts, stop)
@@ -101,7 +101,7 @@ class Replay:
     def _await(self, what: str) -> None:
         self._report.awaited = [what]
 
-    async def _restored(self, spec: RunSpec, threads: _Threads) -> _Parts:
+    async def _restored(self, spec: RunSpec, threads: _Threads, lease: Lease) -> _Parts:
         """Everything as newest snapshot, journal and queue together say."""
         config, report, bus = self._config, self._report, self._bus
         run = {"run_id": config.run_id, "network_hash": spec.network_hash}
@@ -117,7 +117,13 @@ class Replay:
         accounts.settle_queue(await bus.persistently(partial(queue_state, bus)), known=is_known)
         shelf = await in_thread(partial(_shelf, config, snapshot), threads.writing)
         gate = Gate(shelf)
-        books = Bookkeeper(accounts, config.replay_dir, threads.journal, most=MESSAGES_IN_HAND)
+        books = Bookkeeper(
+            accounts,
+            config.replay_dir,
+            threads.journal,
+            confirmed=lease.confirmed,
+            most=MESSAGES_IN_HAND,
+        )
         await books.write(durable=True)
         report.gate, report.accounts, report.held = gate, accounts, lambda: books.held
         report.journal_trouble = lambda: books.trouble

@@ -1,5 +1,6 @@
 """Replay's settling of messages: no more of them in hand than a bound."""
 
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -10,8 +11,16 @@ from shared.settling import Settling
 class Bookkeeper(Settling[Accounts]):
     """Settles messages beside the inserts."""
 
-    def __init__(self, accounts: Accounts, directory: Path, executor: Executor, *, most: int) -> None:
-        super().__init__(accounts, directory, executor)
+    def __init__(
+        self,
+        accounts: Accounts,
+        directory: Path,
+        executor: Executor,
+        *,
+        confirmed: Callable[[], Awaitable[None]],
+        most: int,
+    ) -> None:
+        super().__init__(accounts, directory, executor, confirmed=confirmed)
         self._most = most
 
     async def has_room(self, count: int) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -116,19 +117,32 @@ async def kept_paused(bus: Bus) -> bool:
     return await bus.persistently(look)
 
 
+def boot_seconds() -> float:
+    """A clock that also runs while the machine is suspended, where the system has one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 @asynccontextmanager
-async def held_lease(bus: Bus, name: str, owner: str, *, ttl: float = LEASE_SECONDS) -> AsyncIterator[None]:
+async def held_lease(
+    bus: Bus,
+    name: str,
+    owner: str,
+    *,
+    ttl: float = LEASE_SECONDS,
+    clock: Callable[[], float] = boot_seconds,
+) -> AsyncIterator["Lease"]:
     """Holds the run's lease `name` during the block; `owner` says in words who holds it.
 
     A lease somebody else holds is waited for, 2·`ttl` seconds: that long it takes at most to see that its
     holder died. Then Refused, naming the owner. A holder without a connection goes on; if somebody else took
-    the lease meanwhile, its block ends with Refused. Released on leaving: the next start is immediate.
+    the lease meanwhile, its block ends with Refused: soon, and before `Lease.confirmed` returns. Released on
+    leaving: the next start is immediate. `clock` is in seconds and runs also while the process is stopped.
     """
-    lease = _Lease(bus, name, owner, ttl)
+    lease = Lease(bus, name, owner, ttl, clock)
     await lease.acquire()
     try:
         async with beside(lease.keep()):
-            yield
+            yield lease
     finally:
         await lease.release()
 
@@ -142,10 +156,10 @@ async def lease_owner(bus: Bus, name: str) -> str | None:
     return None
 
 
-class _Lease:
+class Lease:
     """One process's claim: an entry in a bucket whose entries expire, renewed at its last revision only."""
 
-    def __init__(self, bus: Bus, name: str, owner: str, ttl: float) -> None:
+    def __init__(self, bus: Bus, name: str, owner: str, ttl: float, clock: Callable[[], float]) -> None:
         self._bus = bus
         self._name = name
         self._what = f"the lease {name!r} of run {bus.run_id}"
@@ -153,6 +167,17 @@ class _Lease:
         self._holder = secrets.token_hex(8)
         self._value = orjson.dumps({"owner": owner, "holder": self._holder})
         self._revision = 0
+        self._clock = clock
+        self._expires_at = clock()  # by the clock; until then nobody else can have it
+        self._renewing = asyncio.Lock()
+
+    async def confirmed(self) -> None:
+        """Returns once it is known that nobody else has the lease: at once, unless the process stood still.
+
+        Waits for a connection. Raises Refused when somebody else holds it.
+        """
+        while self._clock() >= self._expires_at:
+            await self._renew()
 
     async def acquire(self) -> None:
         """Takes the lease, waiting for it up to 2·ttl; raises Refused when it stays taken."""
@@ -170,9 +195,7 @@ class _Lease:
         """Renews for ever; raises Refused when somebody else holds the lease."""
         while True:
             await asyncio.sleep(self._ttl / 3)
-            while not await self._renewed():
-                await self._bus.connected()  # then at once, before the entry expires
-                await asyncio.sleep(min(RETRY_SECONDS, self._ttl / 10))
+            await self._renew()
 
     async def release(self) -> None:
         """Gives the lease up if it is still held; best effort, since it expires by itself."""
@@ -181,12 +204,21 @@ class _Lease:
                 bucket = await self._bucket()
                 await bucket.delete(self._name, last=self._revision)
 
+    async def _renew(self) -> None:
+        """Renews, waiting for a connection; raises Refused when somebody else holds the lease."""
+        async with self._renewing:
+            while not await self._renewed():
+                await self._bus.connected()  # then at once, before the entry expires
+                await asyncio.sleep(min(RETRY_SECONDS, self._ttl / 10))
+
     async def _renewed(self) -> bool:
         """Whether the server took the renewal; raises Refused when somebody else holds the lease."""
         try:
             bucket = await self._bucket()
+            sent_at = self._clock()
             with trouble(self._what), suppress(KeyWrongLastSequenceError):
                 self._revision = await bucket.update(self._name, self._value, last=self._revision)
+                self._expires_at = sent_at + self._ttl
                 return True
             owner = await self._take()
         except ConnectionFailed:
@@ -203,7 +235,9 @@ class _Lease:
             with trouble(self._what):
                 # Either error means that the entry changed between two steps: look again.
                 with suppress(KeyWrongLastSequenceError, KeyNotFoundError):
+                    sent_at = self._clock()
                     self._revision = await bucket.create(self._name, self._value)
+                    self._expires_at = sent_at + self._ttl
                     return None
                 with suppress(KeyNotFoundError):
                     entry = await bucket.get(self._name)

@@ -13,7 +13,7 @@ from services.learner.accounts import Accounts, load_accounts
 from services.learner.rows import Outcome
 from services.learner.settling import Bookkeeper
 from shared.bus.beside import beside
-from shared.errors import RunError
+from shared.errors import Refused, RunError
 from tests.support.waiting import eventually
 
 
@@ -48,10 +48,29 @@ class FakeMessage:
         self.naks += 1
 
 
+class FakeLease:
+    """One that is held until it is lost."""
+
+    def __init__(self) -> None:
+        self.is_lost = False
+
+    async def confirmed(self) -> None:
+        if self.is_lost:
+            raise Refused("lost")
+
+    def lose(self) -> None:
+        self.is_lost = True
+
+
 @pytest.fixture
-async def books(tmp_path: Path) -> AsyncIterator[Bookkeeper]:
+def lease() -> FakeLease:
+    return FakeLease()
+
+
+@pytest.fixture
+async def books(tmp_path: Path, lease: FakeLease) -> AsyncIterator[Bookkeeper]:
     with ThreadPoolExecutor(1) as executor:
-        yield Bookkeeper(Accounts(), tmp_path, executor)
+        yield Bookkeeper(Accounts(), tmp_path, executor, confirmed=lease.confirmed)
 
 
 @asynccontextmanager
@@ -77,6 +96,30 @@ async def test_the_journal_names_a_message_before_it_is_acknowledged(
     assert (journal.trained, journal.steps, journal.updates) == (1, 3, 1)
     assert list(journal.pending) == [7]
     assert (message.acks, books.held, books.accounts.pending) == (1, 0, {})
+
+
+@pytest.mark.parametrize("lost", ["before the journal", "while it is written"])
+async def test_without_the_lease_nothing_is_settled(
+    books: Bookkeeper, lease: FakeLease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    message = FakeMessage(7)
+    hold(books, message)
+    books.count([Outcome(7, None)], updates=1)
+    if lost == "before the journal":
+        lease.lose()
+    else:
+        write = books.write
+
+        async def written() -> None:
+            await write()
+            lease.lose()
+
+        monkeypatch.setattr(books, "write", written)
+    with pytest.raises(Refused, match="lost"):
+        async with running(books):
+            await books.settled()
+    assert message.acks == 0
+    assert (tmp_path / "accounts.json").exists() is (lost == "while it is written")
 
 
 async def test_what_was_acknowledged_leaves_the_next_journal(books: Bookkeeper, tmp_path: Path) -> None:

@@ -206,6 +206,47 @@ async def test_a_holder_who_lost_the_lease_is_ended(own_nats: OwnNats) -> None:
             await asyncio.wait_for(holding, 5)
 
 
+async def test_a_holder_who_stood_still_hears_that_the_lease_was_lost_before_it_goes_on(
+    nats: NatsRun,
+) -> None:
+    now = 0.0
+
+    async def stand_still(bus: Bus, other: Bus) -> None:
+        nonlocal now
+        async with held_lease(bus, "learner", "a", ttl=60.0, clock=lambda: now) as lease:
+            bucket = await other.js.key_value(other.subjects.leases_bucket)
+            await bucket.delete("learner")  # as if it had expired
+            await bucket.create("learner", b'{"owner": "b", "holder": "another"}')
+            now = 59.0
+            await lease.confirmed()  # for so long nobody else could have had it
+            now = 60.0
+            await lease.confirmed()
+            pytest.fail("it goes on")
+
+    async with nats.bus() as bus, nats.bus() as other:
+        with pytest.raises(Refused, match="was lost to b"):
+            await stand_still(bus, other)
+
+
+async def test_a_holder_who_stood_still_and_still_has_the_lease_goes_on(nats: NatsRun) -> None:
+    now = 0.0
+    async with (
+        nats.bus() as bus,
+        nats.bus() as other,
+        held_lease(bus, "learner", "a", ttl=60.0, clock=lambda: now) as lease,
+    ):
+        for is_expired in (False, True):
+            if is_expired:
+                await (await other.js.key_value(other.subjects.leases_bucket)).delete("learner")
+            now += 1000.0
+            before = await revision(other)
+            await lease.confirmed()
+            renewed = await revision(other)
+            assert renewed > before
+            await lease.confirmed()
+            assert await revision(other) == renewed  # known already
+
+
 async def test_leases_of_other_names_and_runs_are_others(nats: NatsRun) -> None:
     async with (
         nats.bus() as bus,
