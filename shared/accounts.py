@@ -6,7 +6,7 @@ between the two, the message is still queued: at the restart it is taken out of 
 and counted when it comes back. The journal is replaced atomically.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -149,16 +149,24 @@ class MessageAccounts(Generic[Outcome]):
     def from_json(cls, data: bytes) -> Self:
         """Raises ValueError when `data` is no journal of this format version."""
         try:
-            raw: dict[str, Any] = orjson.loads(data)
+            raw = orjson.loads(data)
+            if not isinstance(raw, dict):
+                raise ValueError("no JSON object")
             if raw["format_version"] != ACCOUNTS_FORMAT_VERSION:
                 raise ValueError(
                     f"format version {raw['format_version']}, this program writes {ACCOUNTS_FORMAT_VERSION}"
                 )
-            accounts = cls(
-                **{name: raw[name] for name in cls.NUMBERS if name in raw or name not in cls.LATER}
-            )
-            accounts.refused.update(raw["refused"])
-            accounts.pending.update({fields[0]: cls.OUTCOME(*fields) for fields in raw["pending"]})
+            accounts = cls()
+            for name in cls.NUMBERS:
+                if name in raw or name not in cls.LATER:
+                    kind = type(getattr(accounts, name))
+                    setattr(accounts, name, counted(name, raw[name], whole=kind is int))
+            for reason, messages in typed("refused", raw["refused"], dict).items():
+                accounts.refused[reason] = counted(reason, messages)
+            for fields in typed("pending", raw["pending"], list):
+                outcome = cls.OUTCOME(*typed("a pending message", fields, list))
+                _check_outcome(outcome._asdict(), accounts.refused)
+                accounts.pending[outcome.sequence] = outcome
             accounts._take_more(raw)
             return accounts
         except (KeyError, TypeError, IndexError) as error:
@@ -177,6 +185,30 @@ class MessageAccounts(Generic[Outcome]):
             self.refused[outcome.reason] += sign
         self.steps += sign * outcome.steps
         self.redelivered += sign * outcome.redelivered
+
+
+def counted(name: str, value: Any, *, whole: bool = True) -> Any:
+    """`value`, a number from 0 up; raises ValueError when it is something else."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < 0:
+        raise ValueError(f"{name} is {value!r}, not a number from 0 up")
+    return value
+
+
+def typed(name: str, value: Any, kind: type[T]) -> T:
+    """`value`; raises ValueError when it is not of this kind."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {value!r}, of another type than {kind.__name__}")
+    return value
+
+
+def _check_outcome(values: dict[str, Any], reasons: Collection[str]) -> None:
+    reason = values.pop("reason")
+    if not (reason is None or reason in reasons):
+        raise ValueError(f"a pending message was refused for {reason!r}")
+    for name, value in values.items():
+        typed(name, value, int)
+    counted("sequence", values["sequence"])
+    counted("steps", values["steps"])
 
 
 def read_accounts(directory: Path, parse: Callable[[bytes], T]) -> T | None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import REASONS, Outcome
-from shared.accounts import ACCOUNTS_FILE, MessageAccounts, QueueNumbers, read_accounts
+from shared.accounts import ACCOUNTS_FILE, MessageAccounts, QueueNumbers, counted, read_accounts, typed
 
 CHECKPOINTS = "checkpoints"
 RETURNS_KEPT = 100
@@ -117,8 +117,12 @@ class Accounts(MessageAccounts[Outcome]):
         return {"returns": list(self.returns), "lags": sorted(self.lags.items())}
 
     def _take_more(self, raw: dict[str, Any]) -> None:
-        self.returns.extend(raw["returns"])
-        self.lags.update({int(lag): int(count) for lag, count in raw["lags"]})
+        for value in typed("returns", raw["returns"], list):
+            if not isinstance(value, int | float):
+                raise ValueError(f"a return is {value!r}, not a number")
+            self.returns.append(value)
+        for lag, messages in typed("lags", raw["lags"], list):
+            self.lags[typed("a lag", lag, int)] = counted("a lag's messages", messages)
 
 
 def completed(accounts: Accounts, *, total_steps: int, max_seconds: float) -> str | None:

@@ -1,9 +1,11 @@
 """The accounts must add up after a crash at any moment: every moment is tried."""
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -236,6 +238,37 @@ def test_a_directory_with_a_journal_or_a_checkpoint_holds_a_run(tmp_path: Path, 
 def test_a_damaged_journal_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ACCOUNTS_FILE).write_bytes(content)
     with pytest.raises(RunError, match=r"cannot read the accounts .*accounts\.json"):
+        load_accounts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"steps": "many"}, "steps is 'many', not a number from 0 up"),
+        ({"trained": -5}, "trained is -5, not"),
+        ({"updates": 1.5}, "updates is 1.5, not"),
+        ({"episodes": None}, "episodes is None, not"),
+        ({"redelivered": True}, "redelivered is True, not"),
+        ({"seconds": "long"}, "seconds is 'long', not"),
+        ({"refused": []}, "refused is [], of another type than dict"),
+        ({"refused": {"lag": "x"}}, "lag is 'x', not"),
+        ({"pending": {}}, "pending is {}, of another type than list"),
+        ({"pending": [7]}, "a pending message is 7, of another type than list"),
+        ({"pending": [["7", None]]}, "sequence is '7', of another type than int"),
+        ({"pending": [[7, "whim"]]}, "a pending message was refused for 'whim'"),
+        ({"pending": [[7, None, -1]]}, "steps is -1, not"),
+        ({"returns": 1.0}, "returns is 1.0, of another type than list"),
+        ({"returns": ["good"]}, "a return is 'good', not a number"),
+        ({"lags": {"0": 1}}, "lags is {'0': 1}, of another type than list"),
+        ({"lags": [[0, "x"]]}, "a lag's messages is 'x', not"),
+        ({"lags": [7]}, "cannot unpack"),
+    ],
+)
+def test_a_journal_with_other_values_than_counts_is_refused(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    (tmp_path / ACCOUNTS_FILE).write_bytes(orjson.dumps(orjson.loads(Accounts().to_json()) | changed))
+    with pytest.raises(RunError, match=rf"cannot read the accounts .*: .*{re.escape(said)}"):
         load_accounts(tmp_path)
 
 

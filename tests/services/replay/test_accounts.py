@@ -246,6 +246,16 @@ def test_a_journal_that_cannot_be_replaced_stays_and_the_error_says_which(tmp_pa
         lambda data: data.replace(b'"inserted":', b'"inverted":'),
         lambda data: data.replace(b'"format_version":1', b'"format_version":2'),
         lambda data: data.replace(b'"pending":[', b'"pending":[[],'),
+        lambda data: data.replace(b'"inserted":2', b'"inserted":"x"'),
+        lambda data: data.replace(b'"inserted":2', b'"inserted":-2'),
+        lambda data: data.replace(b'"inserted":2', b'"inserted":true'),
+        lambda data: data.replace(b'"steps":0', b'"steps":0.5'),
+        lambda data: data.replace(b'"lost":0', b'"lost":"x"'),
+        lambda data: data.replace(b'"pending":[[1', b'"pending":[["x"'),
+        lambda data: data.replace(b'"pending":[[1,null', b'"pending":[[1,"whim"'),
+        lambda data: data.replace(b'"pending":[[1,null,0', b'"pending":[[1,null,"many"'),
+        lambda data: data.replace(b'"pending":[[1,null,0,false]', b'"pending":["1"'),
+        lambda _: b"null",
     ],
 )
 def test_a_damaged_journal_is_no_empty_one(damage: Any, tmp_path: Path) -> None:
