@@ -22,6 +22,10 @@ _UNFINISHED = ".unfinished-"
 _SUFFIX = ".rows"
 
 
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Of the errors of a disk, those that say that something is not there; any other may pass."""
+
+
 class Damaged(Exception):
     """What is wrong with a file."""
 
@@ -58,13 +62,13 @@ def write_segment(directory: Path, rows: dict[int, bytes]) -> Segment:
 
 
 def read_segment(directory: Path, file: str, sha256: str) -> tuple[Segment, Iterator[tuple[int, bytes]]]:
-    """The segment, and its rows by serial. Raises Damaged when it is not what was written."""
+    """The segment, and its rows by serial. Raises Damaged when it is not what was written, and OSError."""
     path = directory / Path(file).name
     check_hash(path, sha256)
     try:
         opened = path.open("rb")
         serials, lengths = (_array(opened) for _ in range(2))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise Damaged(f"{path.name}: {error}") from error
     if serials.shape != lengths.shape or serials.ndim != 1 or (lengths < 1).any():
         opened.close()
@@ -96,11 +100,11 @@ def write_whole(path: Path, write: Any) -> str:
 
 
 def check_hash(path: Path, sha256: Any) -> None:
-    """Raises Damaged unless the file is there and has that hash."""
+    """Raises Damaged unless the file is there and has that hash, and OSError when it cannot be read."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
+    except MISSING as error:
         raise Damaged(f"{path.name}: {error.strerror}") from error
     if digest != sha256:
         raise Damaged(f"{path.name} does not match its hash")

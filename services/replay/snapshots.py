@@ -21,6 +21,7 @@ import orjson
 from numpy.typing import NDArray
 
 from services.replay.segments import (
+    MISSING,
     Damaged,
     Segment,
     check_hash,
@@ -62,21 +63,36 @@ class Snapshots:
         self._number = 0
 
     def latest(self) -> Snapshot | None:
-        """The newest snapshot that is whole, or None; damaged ones are logged and passed over.
+        """The newest snapshot that is whole; None where there is none at all.
 
-        What writers that died have left is removed: the disk may be too full for the next snapshot with it.
-        Raises RunError when it is whole but of another format.
+        Damaged ones are logged and passed over. What writers that died have left is removed: the disk may be
+        too full for the next snapshot with it. Raises RunError when there are damaged ones alone, when one
+        is whole but of another format, and when the disk cannot be read; then nothing is removed.
         """
-        found = _snapshots(self._directory)
-        self._number = _number(found[0]) if found else 0
+        try:
+            found = _snapshots(self._directory)
+            self._number = _number(found[0]) if found else 0
+            return self._newest_whole(found)
+        except OSError as error:
+            words = f"cannot read the snapshots in {self._directory}: {error.strerror or error}"
+            raise RunError(words) from error
+
+    def _newest_whole(self, found: Sequence[Path]) -> Snapshot | None:
+        damages = []
         for path in found:
             try:
                 snapshot = self._read(path)
             except Damaged as damage:
                 log.warning("snapshot is damaged and not used", snapshot=str(path), reason=str(damage))
+                damages.append(f"{path.name}: {damage}")
                 continue
             self._remove_unused(found)
             return snapshot
+        if damages:
+            raise RunError(
+                f"no snapshot in {self._directory} is whole ({'; '.join(damages)}); "
+                "to begin with no sequences move its snapshots and rows away, and leave its accounts"
+            )
         return None
 
     def save(self, name: str, snapshot: Snapshot) -> Path:
@@ -139,7 +155,7 @@ class Snapshots:
             table = TableState(
                 arrays=index, streams=streams, rows=[rows[s] if is_live else b"" for s, is_live in wanted]
             )
-        except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
+        except (KeyError, TypeError, ValueError, EOFError, BadZipFile) as error:
             raise Damaged(f"{error!r}") from error
         self._segments = segments
         log.info("snapshot", path=str(path), rows=len(rows))
@@ -175,6 +191,9 @@ class Snapshots:
                 files |= _read_manifest(path)["segments"].keys()
             except (Damaged, RunError):
                 continue
+            except OSError as error:
+                log.warning("nothing is removed", snapshot=str(path), reason=error.strerror)
+                return
         shutil.rmtree(self._directory / _UNFINISHED, ignore_errors=True)
         remove_segments(self._rows, files)
 
@@ -214,7 +233,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         del content["manifest_sha256"]
         if written != _manifest(content, version):
             raise Damaged(f"{_MANIFEST} does not match its hash")
-    except OSError as error:
+    except MISSING as error:
         raise Damaged(f"{_MANIFEST}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{_MANIFEST} is no manifest ({error!r})") from error

@@ -114,6 +114,32 @@ async def test_the_snapshot_before_a_damaged_one_is_restored(
         assert (accounts.inserted, accounts.rolled_back) == (15, 4)
 
 
+async def test_without_a_whole_snapshot_it_ends_and_begins_with_none_where_they_were_moved_away(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = replay_config(nats, tmp_path, **FREE)
+        async with replaying(config) as replay:
+            await queue.fed(5)
+            await queue.emptied()
+            await replay.stopped()
+        (snapshot,) = (tmp_path / "replay").glob("snapshot-*")
+        (snapshot / "index.npz").unlink()
+        async with replaying(config, fails=True) as replay:
+            with pytest.raises(RunError, match=f"no snapshot in {tmp_path}/replay is whole .*and leave its"):
+                await replay.ended()
+        assert snapshot.is_dir()
+        snapshot.rename(tmp_path / snapshot.name)
+        (tmp_path / "replay" / "rows").rename(tmp_path / "rows")
+        async with replaying(config) as replay:
+            await queue.fed(4)
+            await queue.emptied()
+            assert (await status_of(bus))["chunks"]["rolled_back"] == 5
+            await replay.stopped()
+        assert (await queue.exact_accounts(tmp_path)).inserted == 9
+
+
 async def test_without_its_journal_it_goes_on_with_its_snapshot(nats: NatsRun, tmp_path: Path) -> None:
     async with nats.bus() as bus:
         queue = await Queue.created(bus)

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import os
@@ -154,14 +155,65 @@ def test_after_a_damaged_snapshot_the_next_one_is_whole_and_newer(tmp_path: Path
     assert contents(again) == contents(shelf)
 
 
-def test_rows_that_both_snapshots_need_and_are_damaged_leave_nothing_to_restore(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_rows_that_both_snapshots_need_and_are_damaged_are_refused_and_nothing_is_removed(
+    tmp_path: Path,
 ) -> None:
     paths, _ = saved(tmp_path)
     (shared,) = rows_of(tmp_path) - {newest_rows(tmp_path, paths)}
     flip(shared)
-    assert restored(tmp_path) is None
-    assert capsys.readouterr().out.count("does not match its hash") == 2
+    files = sorted(tmp_path.rglob("*"))
+    why = f"{shared.name} does not match its hash"
+    said = rf"no snapshot in {tmp_path} is whole \({paths[1].name}: {why}; {paths[0].name}: {why}\); to begin"
+    with pytest.raises(RunError, match=said):
+        restored(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.parametrize("what", ["index.npz", "manifest.json", "rows", "the directory"])
+def test_a_disk_that_cannot_be_read_is_no_damage(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, shelves = saved(tmp_path)
+    files = sorted(tmp_path.rglob("*"))
+    unreadable = {"rows": newest_rows(tmp_path, paths), "the directory": tmp_path}.get(what, paths[-1] / what)
+
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def read(path: Path, *arguments: Any, **options: Any) -> Any:
+            if path == unreadable:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return function(path, *arguments, **options)
+
+        return read
+
+    with monkeypatch.context() as patch:
+        for name in ("open", "iterdir"):
+            patch.setattr(Path, name, failing(getattr(Path, name)))
+        with pytest.raises(RunError, match=f"cannot read the snapshots in {tmp_path}: Input/output error"):
+            restored(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == files
+    again = restored(tmp_path)
+    assert again is not None
+    assert contents(again) == contents(shelves[-1])
+
+
+def test_while_an_older_manifest_cannot_be_read_nothing_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, _ = saved(tmp_path)
+    files = rows_of(tmp_path)
+    read = Path.read_bytes
+
+    def fails(path: Path) -> bytes:
+        if path == paths[0] / "manifest.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    leftover = tmp_path / "rows" / "000000000099-left.rows"
+    leftover.touch()
+    assert restored(tmp_path) is not None
+    assert rows_of(tmp_path) == {*files, leftover}
+    assert "nothing is removed" in capsys.readouterr().out
 
 
 class Trap:
