@@ -173,6 +173,7 @@ class Learner:
             network_hash=session.spec.network_hash,
             interval_seconds=config.publish_seconds,
         )
+        report.weights_trouble = lambda: publisher.trouble
         housekeeping = Housekeeping(bus, report, books, run_dir=config.directory, executor=self._writing)
         return Parts(session, books, feeder, publisher, housekeeping)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from shared.bus.connection import Bus
 from shared.bus.key_values import KEEP_SECONDS
 from shared.bus.weights import has_weights, publish_weights
+from shared.errors import ConnectionFailed
 
 _PAUSES = 9.0  # seconds without, for each second of publishing
 _LONGEST_PAUSE_SECONDS = 5.0
@@ -46,6 +47,7 @@ class WeightsPublisher:
         """`on_version` hears of each publication's version."""
         self.version = 0  # of the newest publication
         self.update = -1  # of the newest publication
+        self.trouble = ""  # why NATS does not take the next one
         self._bus = bus
         self._snapshot = snapshot
         self._journaled = journaled
@@ -100,9 +102,14 @@ class WeightsPublisher:
 
         async def publish() -> tuple[int, float]:
             started = clock()
-            version = await publish_weights(
-                self._bus, snapshot.data, update=snapshot.update, network_hash=self._network_hash
-            )
+            try:
+                version = await publish_weights(
+                    self._bus, snapshot.data, update=snapshot.update, network_hash=self._network_hash
+                )
+            except ConnectionFailed as error:
+                self.trouble = str(error)
+                raise
+            self.trouble = ""
             return version, clock() - started
 
         self._is_publishing = True

@@ -43,6 +43,7 @@ class Report:
     nats: str  # where the server is
     is_connected: Callable[[], bool] = lambda: False  # to NATS
     journal_trouble: Callable[[], str] = lambda: ""  # why it cannot be written
+    weights_trouble: Callable[[], str] = lambda: ""  # why NATS does not take them
     awaited: list[str] = field(default_factory=list)  # before training can begin
     has_chunks: bool = False  # a trajectory has come since the start
     starved_seconds: float = 0.0  # for how long the next batch has been waited for
@@ -88,7 +89,9 @@ class Report:
 
     def waiting(self) -> list[str]:
         """What must come before training begins, in words; empty when it has begun."""
-        nats = [] if self.is_connected() else [f"NATS at {self.nats}"]
+        nats = [f"NATS at {self.nats}"]
+        if self.is_connected():
+            nats = [f"NATS to take weights ({trouble})"] if (trouble := self.weights_trouble()) else []
         journal = [f"its journal ({trouble})"] if (trouble := self.journal_trouble()) else []
         return [*nats, *self.awaited, *journal]
 

@@ -162,6 +162,22 @@ async def test_weights_that_nats_lost_are_published_again(
             assert weights.data == b"weights 0"
 
 
+async def test_why_nats_does_not_take_weights_is_known_until_it_does(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        source = Source()
+        async with publishing(bus, source) as publisher:
+            await publisher.published(0)
+            info = await bus.js.stream_info(bus.subjects.weights_stream)
+            await bus.js.update_stream(info.config.evolve(max_msg_size=1))
+            source.update = 1
+            publisher.offer()
+            await eventually(lambda: publisher.trouble == "weights: message size exceeds maximum allowed")
+            assert publisher.update == 0
+            await bus.js.update_stream(info.config)
+            await publisher.published(1)
+            assert publisher.trouble == ""
+
+
 async def publisher_reaches(publisher: WeightsPublisher, source: Source, update: int) -> None:
     """Offers `update` and waits until it is published, in its own time."""
     source.update = update

@@ -64,6 +64,10 @@ def test_what_is_awaited_is_said_in_words() -> None:
     assert report.waiting() == ["NATS at nats://here:4222", "the run's spec"]
     report.is_connected = lambda: True
     assert report.waiting() == ["the run's spec"]
+    report.weights_trouble = lambda: "weights: no answer in time"
+    assert report.waiting() == ["NATS to take weights (weights: no answer in time)", "the run's spec"]
+    report.is_connected = lambda: False
+    assert report.waiting() == ["NATS at nats://here:4222", "the run's spec"]
 
 
 def test_a_learner_that_starves_is_ready_and_says_so() -> None:
