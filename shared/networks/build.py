@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from shared.errors import ConfigurationError
-from shared.networks.contract import check_state, check_tensors, random_input
+from shared.networks.calls import error_words
+from shared.networks.contract import CheckedNetwork, random_input
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
-from shared.networks.interface import OUTPUTS, Network, State
+from shared.networks.interface import Network
 from shared.networks.mlp import MlpNetwork
 from shared.networks.nature import NatureNetwork
 from shared.networks.pictures import resolved_network
@@ -32,8 +33,8 @@ def build_network(spec: RunSpec) -> Network:
     """The network of `spec` with fresh weights from torch's global generator, in float32 on the CPU.
 
     Raises ConfigurationError for an unknown name, module or class, for a class that is no network, for a
-    network that cannot take the environment's observations, and for one whose initial state or outputs have
-    another shape or dtype than the interface says, or whose outputs are not finite.
+    network that cannot take the environment's observations, and for one whose states or outputs are not what
+    the interface says: of another kind, number, shape or dtype, or not finite.
     """
     name = resolved_network(spec.network.name, spec.environment)
     network_class = _NETWORKS.get(name) or _imported(name)
@@ -46,7 +47,7 @@ def build_network(spec: RunSpec) -> Network:
     except Exception as error:
         if name in _NETWORKS:
             raise
-        raise ConfigurationError(f"network {name} could not be built: {_words(error)}") from error
+        raise ConfigurationError(f"network {name} could not be built: {error_words(error)}") from error
     if name not in _NETWORKS:
         _check_output(name, network, spec)
     return cast(Network, network)
@@ -61,39 +62,17 @@ def _check_output(name: str, network: nn.Module, spec: RunSpec) -> None:
     """Raises ConfigurationError when the network is made for another agent or environment than the run's."""
     generator = torch.Generator().manual_seed(0)
     inputs = random_input(spec.environment, spec.network, steps=2, batch=3, generator=generator)
-    wanted = OUTPUTS[spec.agent]
     modes = [(module, module.training) for module in network.modules()]
+    checked = CheckedNetwork(network, spec.environment.num_actions, spec.agent)
     try:
         with torch.no_grad():
             network.eval()
-            output, _ = network(inputs, _checked_state(name, cast(Network, network), batch=3))
-    except ConfigurationError:
-        raise
-    except Exception as error:
-        raise ConfigurationError(f"network {name} could not be run: {_words(error)}") from error
+            checked(inputs, checked.initial_state(3))
+    except AssertionError as error:
+        raise ConfigurationError(f"network {name}: {error}") from error
     finally:
         for module, is_training in modes:
             module.training = is_training
-    missing = [field for field in wanted._fields if not hasattr(output, field)]
-    if missing:
-        raise ConfigurationError(
-            f"network {name} returns {type(output).__name__} without {', '.join(missing)}: "
-            f"agent {spec.agent} needs {wanted.__name__}"
-        )
-    try:
-        tensors = wanted(*(getattr(output, field) for field in wanted._fields))
-        check_tensors(tensors, inputs, spec.environment.num_actions)
-    except AssertionError as error:
-        raise ConfigurationError(f"network {name}: {error}, for 2 steps of 3 rows") from error
-
-
-def _checked_state(name: str, network: Network, *, batch: int) -> State:
-    state = network.initial_state(batch)
-    try:
-        check_state(state, batch)
-    except AssertionError as error:
-        raise ConfigurationError(f"network {name}: {error}") from error
-    return state
 
 
 def check_network_name(name: str) -> None:
@@ -136,8 +115,4 @@ def _import_failure(name: str, module_name: str, error: Exception) -> str:
             else ""
         )
         return f"network {name}: there is no module {error.name}{taken}"
-    return f"network {name}: module {module_name} could not be imported: {_words(error)}"
-
-
-def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return f"network {name}: module {module_name} could not be imported: {error_words(error)}"

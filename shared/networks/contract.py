@@ -5,12 +5,16 @@ check_network(Net(environment=environment, network=network), environment, networ
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.networks.interface import OUTPUTS, NetworkInput, Output, State
+from shared.networks.calls import error_words
+from shared.networks.interface import OUTPUTS, NetworkInput, NetworkOutput, Output, QOutput, State
 from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec
 
 _STEPS, _BATCH = 6, 3
@@ -30,21 +34,60 @@ def check_network(
     `agent` is whose network it is: vtrace needs `NetworkOutput`, r2d2 `QOutput`. It runs on the device of the
     network's parameters with random observations; weights stay as they are.
     """
+    if not isinstance(network, nn.Module):
+        raise AssertionError(f"a network is an object of torch.nn.Module, not {type(network).__name__}")
+    checked = CheckedNetwork(network, environment.num_actions, agent)
     device = next(network.parameters(), torch.zeros(())).device
     generator = torch.Generator().manual_seed(0)
     inputs = random_input(
         environment, network_spec, steps=_STEPS, batch=_BATCH, generator=generator, device=device
     )
     with torch.no_grad():
-        _check_initial_state(network, device)
-        _check_output(network, inputs, agent)
-        _check_inputs_stay(network, inputs)
-        _check_shapes(network, inputs, environment.num_actions)
-        _check_time(network, inputs)
-        _check_resets(network, inputs)
-        _check_rows(network, inputs)
-        _check_state_dict(network, inputs)
-    _check_gradients(network, inputs)
+        _check_initial_state(checked, device)
+        _check_outputs(checked, inputs)
+        _check_inputs_stay(checked, inputs)
+        _check_time(checked, inputs)
+        _check_resets(checked, inputs)
+        _check_rows(checked, inputs)
+        _check_state_dict(checked, inputs)
+    _check_gradients(checked, inputs)
+
+
+class CheckedNetwork:
+    """`network` as inference and the learner call it.
+
+    Each call raises AssertionError, in words, where the network raises or gives anything that cannot be what
+    `agent` needs: another kind, number, shape or dtype, or a number that is not finite.
+    """
+
+    def __init__(self, network: nn.Module, num_actions: int, agent: Agent) -> None:
+        self.network = network
+        self._num_actions = num_actions
+        self._agent = agent
+
+    def initial_state(self, batch: int) -> State:
+        """The network's, for `batch` rows."""
+        if not callable(getattr(self.network, "initial_state", None)):
+            raise AssertionError(f"{type(self.network).__name__} has no initial_state(batch_size)")
+        with _saying("initial_state raises"):
+            state: State = self.network.initial_state(batch)  # type: ignore[operator]
+        check_state(state, batch)
+        return state
+
+    def __call__(self, inputs: NetworkInput, state: State, *, where: str = "") -> tuple[Output, State]:
+        """As `Network.forward`; the words of what is wrong begin with `where`."""
+        with _saying(f"{where}forward raises"):
+            result = self.network(inputs, state)
+        if isinstance(result, (NetworkOutput, QOutput)) or not isinstance(result, tuple) or len(result) != 2:
+            kind = type(result).__name__
+            raise AssertionError(f"{where}forward must return the output and the new state, not {kind} alone")
+        output = _named_output(result[0], self._agent)
+        lead = tuple(inputs.is_first.shape)
+        for name, value in zip(output._fields, output, strict=True):
+            shape = lead if name == "baseline" else (*lead, self._num_actions)
+            _check_tensor(f"{where}{name}", value, shape, lead)
+        _check_next_state(state, result[1], lead, where)
+        return output, result[1]
 
 
 def random_input(
@@ -70,15 +113,6 @@ def random_input(
         previous_reward=reward.masked_fill(is_first, 0).to(device),
         is_first=is_first.to(device),
     )
-
-
-def check_tensors(output: Output, inputs: NetworkInput, num_actions: int, *, where: str = "") -> None:
-    """Raises AssertionError, with words that begin with `where`, for a tensor of `output` that cannot be one
-    for `inputs`: of another shape or dtype, or not finite.
-    """
-    lead = tuple(inputs.is_first.shape)
-    for name, value in zip(output._fields, output, strict=True):
-        _check_tensor(f"{where}{name}", value, lead if name == "baseline" else (*lead, num_actions))
 
 
 def check_state(state: State, batch: int) -> None:
@@ -117,34 +151,52 @@ def _bounds(leaf: LeafSpec) -> tuple[Tensor, Tensor]:
     return least, (least + 2 * _SPAN).minimum(high)
 
 
-def _check_initial_state(network: nn.Module, device: torch.device) -> None:
-    state = _initial_state(network, _BATCH)
-    check_state(state, _BATCH)
-    for index, leaf in enumerate(state):
+@contextmanager
+def _saying(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{what} {error_words(error)}") from error
+
+
+def _named_output(output: Any, agent: Agent) -> Output:
+    """`output`, which may be of any kind that has the fields."""
+    wanted = OUTPUTS[agent]
+    missing = [field for field in wanted._fields if not hasattr(output, field)]
+    if missing:
+        kind, words = type(output).__name__, ", ".join(missing)
+        raise AssertionError(f"forward returns {kind} without {words}: agent {agent} needs {wanted.__name__}")
+    return wanted(*(getattr(output, field) for field in wanted._fields))
+
+
+def _check_next_state(before: State, after: Any, lead: tuple[int, ...], where: str) -> None:
+    if not isinstance(after, tuple):
+        kind = type(after).__name__
+        raise AssertionError(f"{where}the state that forward returns must be a tuple of tensors, not {kind}")
+    if len(after) != len(before):
+        raise AssertionError(
+            f"{where}the state that forward returns must have the {len(before)} leaves of the initial state, "
+            f"not {len(after)}"
+        )
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        _check_tensor(f"{where}leaf {index} of the state that forward returns", new, tuple(old.shape), lead)
+
+
+def _check_initial_state(network: CheckedNetwork, device: torch.device) -> None:
+    for index, leaf in enumerate(network.initial_state(_BATCH)):
         assert leaf.device == device, f"state leaf {index} must be on {device}, not on {leaf.device}"
         assert not leaf.any(), f"state leaf {index} must be zeros before an episode's first step"
 
 
-def _check_shapes(network: nn.Module, inputs: NetworkInput, num_actions: int) -> None:
+def _check_outputs(network: CheckedNetwork, inputs: NetworkInput) -> None:
     for enabled in (False, True):
-        before = _initial_state(network, _BATCH)
         with torch.autocast(inputs.is_first.device.type, dtype=torch.bfloat16, enabled=enabled):
-            output, after = network(inputs, before)
-        where = "under bfloat16 autocast, " if enabled else ""
-        check_tensors(output, inputs, num_actions, where=where)
-        assert len(after) == len(before), f"{where}the state has {len(after)} leaves, before {len(before)}"
-        for index, (old, new) in enumerate(zip(before, after, strict=True)):
-            _check_tensor(f"{where}state leaf {index}", new, tuple(old.shape))
+            where = "under bfloat16 autocast, " if enabled else ""
+            network(inputs, network.initial_state(_BATCH), where=where)
 
 
-def _check_output(network: nn.Module, inputs: NetworkInput, agent: Agent) -> None:
-    output, _ = network(inputs, _initial_state(network, _BATCH))
-    wanted = OUTPUTS[agent]
-    assert isinstance(output, wanted), f"agent {agent} needs {wanted.__name__}, not {type(output).__name__}"
-
-
-def _check_inputs_stay(network: nn.Module, inputs: NetworkInput) -> None:
-    state = _initial_state(network, _BATCH)
+def _check_inputs_stay(network: CheckedNetwork, inputs: NetworkInput) -> None:
+    state = network.initial_state(_BATCH)
     passed = {
         **{f"observation {name}": leaf for name, leaf in inputs.observation.items()},
         "previous_action": inputs.previous_action,
@@ -158,16 +210,16 @@ def _check_inputs_stay(network: nn.Module, inputs: NetworkInput) -> None:
         assert torch.equal(value, before[name]), f"forward changes its input {name}"
 
 
-def _check_time(network: nn.Module, inputs: NetworkInput) -> None:
-    whole, last = network(inputs, _initial_state(network, _BATCH))
-    state = _initial_state(network, _BATCH)
+def _check_time(network: CheckedNetwork, inputs: NetworkInput) -> None:
+    whole, last = network(inputs, network.initial_state(_BATCH))
+    state = network.initial_state(_BATCH)
     for t in range(_STEPS):
         single, state = network(_slice(inputs, t, t + 1), state)
         _check_close(f"step {t} of an unroll differs from a single step", _steps(whole, t, t + 1), single)
     _check_states("the state after an unroll differs from that after single steps", last, state)
 
 
-def _check_resets(network: nn.Module, inputs: NetworkInput) -> None:
+def _check_resets(network: CheckedNetwork, inputs: NetworkInput) -> None:
     start = _STEPS // 2
     first = inputs.is_first.clone()
     first[start] = True
@@ -178,60 +230,62 @@ def _check_resets(network: nn.Module, inputs: NetworkInput) -> None:
         previous_reward=before.previous_reward + 1.0,
     )
     words = "is_first does not separate an episode from what was before it: "
-    strange = tuple(leaf + 100.0 for leaf in _initial_state(network, _BATCH))
-    expected, _ = network(inputs, _initial_state(network, _BATCH))
+    strange = tuple(leaf + 100.0 for leaf in network.initial_state(_BATCH))
+    expected, _ = network(inputs, network.initial_state(_BATCH))
     actual, _ = network(_joined(disturbed, _slice(inputs, start, _STEPS)), strange)
     _check_close(f"{words}step {start} of an unroll", *(_steps(x, start, _STEPS) for x in (expected, actual)))
     single, _ = network(_slice(inputs, start, start + 1), strange)
     _check_close(f"{words}a single step from another state", _steps(expected, start, start + 1), single)
 
 
-def _check_rows(network: nn.Module, inputs: NetworkInput) -> None:
+def _check_rows(network: CheckedNetwork, inputs: NetworkInput) -> None:
     """Row 0 keeps its inputs, the others get each other's."""
     order = [0, *range(_BATCH - 1, 0, -1)]
     other = inputs.map(lambda value: value[:, order])
-    expected, _ = network(inputs, _initial_state(network, _BATCH))
-    actual, _ = network(other, _initial_state(network, _BATCH))
+    expected, _ = network(inputs, network.initial_state(_BATCH))
+    actual, _ = network(other, network.initial_state(_BATCH))
     _check_close(
         "a row's results depend on other rows", type(expected)(*(x[:, order] for x in expected)), actual
     )
-    alone, _ = network(_row(inputs, 0), _initial_state(network, 1))
+    alone, _ = network(_row(inputs, 0), network.initial_state(1))
     _check_close("a row alone differs from the row in a batch", _columns(expected, 1), alone)
 
 
-def _check_state_dict(network: nn.Module, inputs: NetworkInput) -> None:
-    other = copy.deepcopy(network)
-    for parameter in other.parameters():
+def _check_state_dict(network: CheckedNetwork, inputs: NetworkInput) -> None:
+    with _saying("copy.deepcopy of the network raises"):
+        other = copy.deepcopy(network)
+    for parameter in other.network.parameters():
         parameter.add_(1.0)
-    other.load_state_dict({name: value.clone() for name, value in network.state_dict().items()})
-    state = _initial_state(network, _BATCH)
+    with _saying("load_state_dict raises"):
+        other.network.load_state_dict(
+            {name: value.clone() for name, value in network.network.state_dict().items()}
+        )
+    state = network.initial_state(_BATCH)
     _check_close(
         "a network loaded from state_dict differs", network(inputs, state)[0], other(inputs, state)[0]
     )
 
 
-def _check_gradients(network: nn.Module, inputs: NetworkInput) -> None:
-    network.zero_grad()
-    output, _ = network(inputs, _initial_state(network, _BATCH))
-    torch.stack([value.square().sum() for value in output]).sum().backward()  # type: ignore[no-untyped-call]
-    gradients = {name: value.grad for name, value in network.named_parameters() if value.requires_grad}
-    network.zero_grad()
+def _check_gradients(network: CheckedNetwork, inputs: NetworkInput) -> None:
+    module = network.network
+    module.zero_grad()
+    output, _ = network(inputs, network.initial_state(_BATCH))
+    with _saying("the backward pass raises"):
+        torch.stack([value.square().sum() for value in output]).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = {name: value.grad for name, value in module.named_parameters() if value.requires_grad}
+    module.zero_grad()
     assert gradients, "the network has no parameters to learn"
     for name, gradient in gradients.items():
         assert gradient is not None, f"no gradient reaches parameter {name}"
         assert gradient.isfinite().all(), f"the gradient of parameter {name} is not finite"
 
 
-def _initial_state(network: nn.Module, batch: int) -> State:
-    state: State = network.initial_state(batch)  # type: ignore[operator]
-    return state
-
-
-def _check_tensor(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+def _check_tensor(name: str, value: Any, shape: tuple[int, ...], lead: tuple[int, ...]) -> None:
     if not isinstance(value, Tensor):
         raise AssertionError(f"{name} is no tensor but {type(value).__name__}")
     if tuple(value.shape) != shape:
-        raise AssertionError(f"{name} must be {list(shape)}, not {list(value.shape)}")
+        of = f"for {lead[0]} steps of {lead[1]} rows"
+        raise AssertionError(f"{name} must be {list(shape)}, not {list(value.shape)}, {of}")
     if value.dtype != torch.float32:
         raise AssertionError(f"{name} must be float32, not {value.dtype}")
     if not value.isfinite().all():

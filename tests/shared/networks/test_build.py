@@ -212,6 +212,35 @@ class StateOfLayers(MlpNetwork):
         return (torch.zeros(1, batch_size, 4),)
 
 
+class NoNewState(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> Any:
+        return super().forward(inputs, state)[0], None
+
+
+class TwoNewStates(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        output, state = super().forward(inputs, state)
+        return output, (*state, state[0])
+
+
+class WideStateInActing(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        output, (hidden, cell) = super().forward(inputs, state)
+        return output, (hidden if self.training else torch.cat([hidden, hidden], -1), cell)
+
+
+class StateOfEveryStep(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        output, (hidden, cell) = super().forward(inputs, state)
+        return output, (hidden, cell.expand(len(inputs.is_first), -1, -1))
+
+
+class HalfState(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        output, (hidden, cell) = super().forward(inputs, state)
+        return output, (hidden, cell.bfloat16())
+
+
 class CountsItsCalls(MlpNetwork):
     def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
         super().__init__(environment=environment, network=network)
@@ -234,18 +263,16 @@ def test_q_networks_are_built_for_r2d2() -> None:
 
 
 def test_a_network_for_another_agent_is_refused_in_words() -> None:
-    words = "CountingNetwork returns NetworkOutput without q_values: agent r2d2 needs QOutput"
+    words = "CountingNetwork: forward returns NetworkOutput without q_values: agent r2d2 needs QOutput"
     with pytest.raises(ConfigurationError, match=words):
         build_network(run_spec("tests.support.counting:CountingNetwork", COUNTING, agent="r2d2"))
-    words = (
-        "CountingQNetwork returns QOutput without policy_logits, baseline: agent vtrace needs NetworkOutput"
-    )
+    words = "CountingQNetwork: forward returns QOutput without policy_logits, baseline: agent vtrace needs"
     with pytest.raises(ConfigurationError, match=words):
         build_network(run_spec("tests.support.counting:CountingQNetwork", COUNTING))
 
 
 def test_a_network_that_cannot_take_its_inputs_is_refused_with_its_words() -> None:
-    with pytest.raises(ConfigurationError, match="Fails could not be run: RuntimeError: no such shape"):
+    with pytest.raises(ConfigurationError, match="Fails: forward raises RuntimeError: no such shape"):
         build_network(run_spec(f"{__name__}:Fails", VECTOR))
 
 
@@ -274,6 +301,23 @@ def test_a_network_whose_outputs_have_another_shape_or_dtype_is_refused(network:
 def test_a_network_whose_initial_state_is_none_is_refused(network: str, words: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{network}: {words}"):
         build_network(run_spec(f"{__name__}:{network}", VECTOR))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("NoNewState", "the state that forward returns must be a tuple of tensors, not NoneType"),
+        ("TwoNewStates", "the state that forward returns must have the 2 leaves of the initial state, not 3"),
+        ("WideStateInActing", r"leaf 0 of the state that forward returns must be \[3, 4\], not \[3, 8\]"),
+        ("StateOfEveryStep", r"leaf 1 of the state that forward returns must be \[3, 4\], not \[2, 3, 4\]"),
+        ("HalfState", "leaf 1 of the state that forward returns must be float32, not torch.bfloat16"),
+    ],
+)
+def test_a_network_that_returns_another_state_than_its_initial_one_is_refused(
+    network: str, words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"{network}: {words}"):
+        build_network(run_spec(f"{__name__}:{network}", VECTOR, lstm_size=4))
 
 
 def test_to_look_at_a_users_network_leaves_it_as_it_was() -> None:

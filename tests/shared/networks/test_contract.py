@@ -182,6 +182,91 @@ class HasAnUnusedParameter(Model):
         self.forgotten = nn.Parameter(torch.ones(1))
 
 
+class ReturnsOnlyTheOutput(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> Any:
+        return super().forward(inputs, state)[0]
+
+
+class ReturnsNoState(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> Any:
+        return super().forward(inputs, state)[0], None
+
+
+class ReturnsABareState(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> Any:
+        output, (hidden,) = super().forward(inputs, state)
+        return output, hidden
+
+
+class ReturnsAListAsState(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> Any:
+        output, state = super().forward(inputs, state)
+        return output, list(state)
+
+
+class ReturnsTwoStates(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, state = super().forward(inputs, state[:1])
+        return output, state + state
+
+
+class ReturnsTheStateOfEveryStep(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, (hidden,) = super().forward(inputs, state)
+        return output, (hidden.expand(len(inputs.is_first), -1, -1),)
+
+
+class Fails(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        raise KeyError("image")
+
+
+class FailsBackwards(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, state = super().forward(inputs, state)
+        return output._replace(
+            baseline=output.baseline.detach(), policy_logits=_Fails.apply(output[0])
+        ), state
+
+
+class _Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> Tensor:
+        raise NotImplementedError("no derivative")
+
+
+class CannotBeCopied(Model):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CannotBeCopied":
+        raise RuntimeError("one of a kind")
+
+
+class NotAModule:
+    def __init__(self, **specs: Any) -> None:
+        pass
+
+
+class WithoutInitialState(nn.Linear):
+    def __init__(self, **specs: Any) -> None:
+        super().__init__(5, 3)
+
+
+class Pair:
+    """An output of a kind of its own."""
+
+    def __init__(self, output: NetworkOutput) -> None:
+        self.baseline, self.policy_logits = output.baseline, output.policy_logits
+
+
+class ReturnsAnotherKind(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> Any:
+        output, state = super().forward(inputs, state)
+        return Pair(output), state
+
+
 class QModel(Model):
     """A correct network for R2D2."""
 
@@ -208,7 +293,7 @@ class QForgetsToReset(QModel):
 
 
 BROKEN_Q = [
-    (Model, "agent r2d2 needs QOutput, not NetworkOutput"),
+    (Model, "returns NetworkOutput without q_values: agent r2d2 needs QOutput"),
     (HalfPrecisionQ, "q_values must be float32"),
     (QWithoutTheLastAction, r"q_values must be \[6, 3, 3\]"),
     (QForgetsToReset, "is_first does not separate"),
@@ -228,18 +313,35 @@ BROKEN = [
     (ReturnsTheOldState, "single step"),
     (HidesWeights, "loaded from state_dict"),
     (HasAnUnusedParameter, "no gradient reaches parameter forgotten"),
+    (ReturnsOnlyTheOutput, "must return the output and the new state, not NetworkOutput alone"),
+    (ReturnsNoState, "state that forward returns must be a tuple of tensors, not NoneType"),
+    (ReturnsABareState, "state that forward returns must be a tuple of tensors, not Tensor"),
+    (ReturnsAListAsState, "state that forward returns must be a tuple of tensors, not list"),
+    (ReturnsTwoStates, "must have the 1 leaves of the initial state, not 2"),
+    (
+        ReturnsTheStateOfEveryStep,
+        r"leaf 0 of the state that forward returns must be \[3, 6\], not \[6, 3, 6\]",
+    ),
+    (Fails, "forward raises KeyError: 'image'"),
+    (FailsBackwards, "the backward pass raises NotImplementedError: no derivative"),
+    (CannotBeCopied, "deepcopy of the network raises RuntimeError: one of a kind"),
+    (NotAModule, "object of torch.nn.Module, not NotAModule"),
+    (WithoutInitialState, r"has no initial_state\(batch_size\)"),
 ]
 
 
-def test_a_correct_network_of_ones_own_meets_the_contract() -> None:
+@pytest.mark.parametrize("correct", [Model, ReturnsAnotherKind])
+def test_a_correct_network_of_ones_own_meets_the_contract(correct: type[Model]) -> None:
     spec = NetworkSpec(name="own:Model")
-    check_network(Model(environment=SMALL, network=spec), SMALL, spec)
+    check_network(correct(environment=SMALL, network=spec), SMALL, spec)
 
 
 def test_a_correct_q_network_of_ones_own_meets_the_contract() -> None:
     spec = NetworkSpec(name="own:QModel")
     check_network(QModel(environment=SMALL, network=spec), SMALL, spec, agent="r2d2")
-    with pytest.raises(AssertionError, match="agent vtrace needs NetworkOutput, not QOutput"):
+    with pytest.raises(
+        AssertionError, match="without policy_logits, baseline: agent vtrace needs NetworkOutput"
+    ):
         check_network(QModel(environment=SMALL, network=spec), SMALL, spec)
 
 
@@ -252,7 +354,7 @@ def test_what_a_q_network_breaks_is_said_in_words(broken: type[Model], words: st
 
 
 @pytest.mark.parametrize(("broken", "words"), BROKEN)
-def test_what_a_network_breaks_is_said_in_words(broken: type[Model], words: str) -> None:
+def test_what_a_network_breaks_is_said_in_words(broken: type[Any], words: str) -> None:
     torch.manual_seed(0)
     spec = NetworkSpec(name="own:Broken")
     with pytest.raises(AssertionError, match=words):
