@@ -44,8 +44,8 @@ def check_network(
     )
     with torch.no_grad():
         _check_initial_state(checked, device)
-        _check_outputs(checked, inputs)
         _check_inputs_stay(checked, inputs)
+        _check_outputs(checked, inputs)
         _check_time(checked, inputs)
         _check_resets(checked, inputs)
         _check_rows(checked, inputs)
@@ -196,7 +196,16 @@ def _check_outputs(network: CheckedNetwork, inputs: NetworkInput) -> None:
 
 
 def _check_inputs_stay(network: CheckedNetwork, inputs: NetworkInput) -> None:
-    state = network.initial_state(_BATCH)
+    """With a state from the midst of an episode, as zeros survive a multiplication, and at its start."""
+    inputs = inputs.map(torch.clone)
+    for first in (False, True):
+        inputs = _masked(inputs._replace(is_first=torch.full_like(inputs.is_first, first)))
+        state = network.initial_state(_BATCH)
+        for _ in range(2):
+            state = _state_after_unchanged_inputs(network, inputs, state)
+
+
+def _state_after_unchanged_inputs(network: CheckedNetwork, inputs: NetworkInput, state: State) -> State:
     passed = {
         **{f"observation {name}": leaf for name, leaf in inputs.observation.items()},
         "previous_action": inputs.previous_action,
@@ -205,9 +214,10 @@ def _check_inputs_stay(network: CheckedNetwork, inputs: NetworkInput) -> None:
         **{f"state leaf {index}": leaf for index, leaf in enumerate(state)},
     }
     before = {name: value.clone() for name, value in passed.items()}
-    network(inputs, state)
+    _, after = network(inputs, state)
     for name, value in passed.items():
         assert torch.equal(value, before[name]), f"forward changes its input {name}"
+    return after
 
 
 def _check_time(network: CheckedNetwork, inputs: NetworkInput) -> None:

@@ -150,6 +150,18 @@ class ChangesItsState(Model):
         return output, after
 
 
+class HalvesItsState(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        state[0].mul_(0.5)
+        return super().forward(inputs, state)
+
+
+class ClearsItsState(Model):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        state[0][inputs.is_first[0]] = 0.0
+        return super().forward(inputs, state)
+
+
 class LooksAhead(Model):
     def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
         output, state = super().forward(inputs, state)
@@ -309,6 +321,8 @@ BROKEN = [
     (MixesRows, "row"),
     (ChangesItsInput, "changes its input observation vector"),
     (ChangesItsState, "changes its input state leaf 0"),
+    (HalvesItsState, "changes its input state leaf 0"),
+    (ClearsItsState, "changes its input state leaf 0"),
     (LooksAhead, "differs from a single step"),
     (ReturnsTheOldState, "single step"),
     (HidesWeights, "loaded from state_dict"),
