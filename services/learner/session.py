@@ -13,7 +13,7 @@ from services.learner.r2d2 import R2D2Metrics, R2D2Trainer
 from services.learner.training import UpdateMetrics, VTraceTrainer
 from shared.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, weights_to_bytes
 from shared.errors import RunError
-from shared.networks.build import build_network
+from shared.networks.build import build_network, check_contract
 from shared.networks.precision import resolve_device
 from shared.specs import RunSpec
 from shared.telemetry import get_logger
@@ -39,6 +39,8 @@ class Session:
     """A trainer, restored from the newest checkpoint where there is one. For one thread alone.
 
     `accounts` are made to say what the weights are. `is_saved`: the newest checkpoint holds these weights.
+    Raises ConfigurationError for a network that cannot be built, or one of the user's own that breaks its
+    contract, and RunError for a checkpoint that is of another run or network.
     """
 
     def __init__(self, config: LearnerConfig, spec: RunSpec, accounts: Accounts) -> None:
@@ -47,6 +49,7 @@ class Session:
         self.spec = spec
         self._directory = config.directory / CHECKPOINTS
         self._keep = config.keep_checkpoints
+        check_contract(spec, config.precision)
         network = build_network(spec)
         self.state_layout: StateLayout = [tuple(leaf.shape[1:]) for leaf in network.initial_state(1)]
         trainers: dict[str, type[VTraceTrainer | R2D2Trainer]] = {

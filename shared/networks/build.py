@@ -9,13 +9,14 @@ from torch import nn
 
 from shared.errors import ConfigurationError
 from shared.networks.calls import error_words
-from shared.networks.contract import CheckedNetwork, random_input
+from shared.networks.contract import CheckedNetwork, check_network, random_input
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
 from shared.networks.interface import Network
 from shared.networks.mlp import MlpNetwork
 from shared.networks.nature import NatureNetwork
 from shared.networks.pictures import resolved_network
+from shared.networks.precision import Precision, has_convolutions
 from shared.specs import Agent, RunSpec
 from shared.working_directory import OWN_PACKAGES, see_working_directory
 
@@ -73,6 +74,28 @@ def _check_output(name: str, network: nn.Module, spec: RunSpec) -> None:
     finally:
         for module, is_training in modes:
             module.training = is_training
+
+
+def check_contract(spec: RunSpec, precision: Precision) -> None:
+    """Tries a user's own network, with weights of its own, for all that docs/networks.md says it must keep.
+
+    In float32 on the CPU, and in bfloat16 where with this `precision` some device computes in that; torch's
+    global generator stays as it is. Raises ConfigurationError with the first point that is broken, and as
+    `build_network` does. Networks that come with the project are not tried.
+    """
+    name = resolved_network(spec.network.name, spec.environment)
+    if name in _NETWORKS:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # so that it is refused always or never
+        network = build_network(spec)
+        bfloat16 = precision == "bfloat16" or (precision == "auto" and has_convolutions(network))
+        try:
+            check_network(network, spec.environment, spec.network, agent=spec.agent, bfloat16=bfloat16)
+        except AssertionError as error:
+            raise ConfigurationError(
+                f"network {name} breaks its contract: {error}; see docs/networks.md"
+            ) from error
 
 
 def check_network_name(name: str) -> None:

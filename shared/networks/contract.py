@@ -17,7 +17,7 @@ from shared.networks.calls import error_words
 from shared.networks.interface import OUTPUTS, NetworkInput, NetworkOutput, Output, QOutput, State
 from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec
 
-_STEPS, _BATCH = 6, 3
+_STEPS, _BATCH = 4, 3  # few, as each run of a network of its own begins with this
 _SPAN = 10.0  # where a space is unbounded, values are drawn from about this range
 _RESET_RATE = 0.3
 
@@ -28,11 +28,13 @@ def check_network(
     network_spec: NetworkSpec,
     *,
     agent: Agent = "vtrace",
+    bfloat16: bool = True,
 ) -> None:
     """Raises AssertionError with words for the first point in which `network` breaks the interface.
 
     `agent` is whose network it is: vtrace needs `NetworkOutput`, r2d2 `QOutput`. It runs on the device of the
-    network's parameters with random observations; weights stay as they are.
+    network's parameters with random observations, with `bfloat16` also under autocast; weights stay as they
+    are.
     """
     if not isinstance(network, nn.Module):
         raise AssertionError(f"a network is an object of torch.nn.Module, not {type(network).__name__}")
@@ -45,7 +47,8 @@ def check_network(
     with torch.no_grad():
         _check_initial_state(checked, device)
         _check_inputs_stay(checked, inputs)
-        _check_outputs(checked, inputs)
+        if bfloat16:
+            _check_autocast(checked, inputs)
         _check_time(checked, inputs)
         _check_resets(checked, inputs)
         _check_rows(checked, inputs)
@@ -188,11 +191,9 @@ def _check_initial_state(network: CheckedNetwork, device: torch.device) -> None:
         assert not leaf.any(), f"state leaf {index} must be zeros before an episode's first step"
 
 
-def _check_outputs(network: CheckedNetwork, inputs: NetworkInput) -> None:
-    for enabled in (False, True):
-        with torch.autocast(inputs.is_first.device.type, dtype=torch.bfloat16, enabled=enabled):
-            where = "under bfloat16 autocast, " if enabled else ""
-            network(inputs, network.initial_state(_BATCH), where=where)
+def _check_autocast(network: CheckedNetwork, inputs: NetworkInput) -> None:
+    with torch.autocast(inputs.is_first.device.type, dtype=torch.bfloat16):
+        network(inputs, network.initial_state(_BATCH), where="under bfloat16 autocast, ")
 
 
 def _check_inputs_stay(network: CheckedNetwork, inputs: NetworkInput) -> None:
@@ -304,12 +305,18 @@ def _check_tensor(name: str, value: Any, shape: tuple[int, ...], lead: tuple[int
 
 def _check_close(words: str, expected: Output, actual: Output) -> None:
     for name, x, y in zip(expected._fields, expected, actual, strict=True):
-        assert torch.allclose(x, y, rtol=1e-4, atol=1e-5), f"{words} ({name}, by {_distance(x, y):.2g})"
+        assert _are_close(x, y), f"{words} ({name}, by {_distance(x, y):.2g})"
 
 
 def _check_states(words: str, expected: State, actual: State) -> None:
     for index, (x, y) in enumerate(zip(expected, actual, strict=True)):
-        assert torch.allclose(x, y, rtol=1e-4, atol=1e-5), f"{words} (leaf {index}, by {_distance(x, y):.2g})"
+        assert _are_close(x, y), f"{words} (leaf {index}, by {_distance(x, y):.2g})"
+
+
+def _are_close(x: Tensor, y: Tensor) -> bool:
+    """But for rounding, which is as large as the numbers that a result is summed up from."""
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    return torch.allclose(x, y, rtol=1e-4, atol=1e-5 * max(1.0, largest))
 
 
 def _distance(x: Tensor, y: Tensor) -> float:

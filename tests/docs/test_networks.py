@@ -11,9 +11,9 @@ from gymnasium import Env
 
 from services.actor.spaces import environment_spec
 from shared.checkpoints import latest_checkpoint, save_checkpoint
-from shared.networks.build import build_network
+from shared.networks.build import build_network, check_contract
 from shared.policy import load_policy
-from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
+from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 from tests.support.commands import ROOT
 
 DOCUMENT = (ROOT / "docs/networks.md").read_text()
@@ -53,6 +53,15 @@ def pole() -> EnvironmentSpec:
 
 def test_the_networks_keep_the_contract() -> None:
     exec(CHECK, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "lstm_size", "agent"), [("Plain", 0, "vtrace"), ("Net", 32, "vtrace"), ("Net", 0, "r2d2")]
+)
+def test_the_learner_takes_the_networks(name: str, lstm_size: int, agent: Agent) -> None:
+    network = NetworkSpec(name=f"my_nets:{name}", lstm_size=lstm_size)
+    spec = RunSpec(environment=pole(), network=network, agent=agent, unroll=20, reward_clip=0.0)
+    check_contract(spec, "bfloat16")
 
 
 def test_a_policy_plays_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from shared.bus.key_values import create_spec
 from shared.bus.weights import WeightsReader
 from shared.checkpoints import latest_checkpoint
 from shared.errors import ConfigurationError, Refused, RunError, TrainingDiverged
+from shared.networks.interface import NetworkInput, Output, State
+from shared.networks.mlp import MlpNetwork
 from tests.support.learner_chunks import make_chunk
 from tests.support.learner_runs import UNROLL, Queue, learner_config, learner_spec, learning
 from tests.support.nats import NatsRun
@@ -64,6 +67,23 @@ async def test_settings_that_are_not_the_runs_are_refused_in_words(nats: NatsRun
         await create_spec(bus, learner_spec(lstm_size=16))
         async with learning(learner_config(nats, tmp_path), fails=True) as learner:
             with pytest.raises(ConfigurationError, match="network lstm_size is 0, the run's is 16"):
+                await learner.ended()
+
+
+class NeverForgets(MlpNetwork):
+    """A memory that goes on over the end of an episode."""
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        return super().forward(inputs._replace(is_first=torch.zeros_like(inputs.is_first)), state)
+
+
+async def test_a_network_with_a_memory_that_does_not_work_is_refused(nats: NatsRun, tmp_path: Path) -> None:
+    name = f"{__name__}:NeverForgets"
+    async with nats.bus() as bus:
+        await create_spec(bus, learner_spec(network=name, lstm_size=8))
+        config = learner_config(nats, tmp_path, network=name, lstm_size=8)
+        async with learning(config, fails=True) as learner:
+            with pytest.raises(ConfigurationError, match=r"NeverForgets breaks its contract: .*is_first"):
                 await learner.ended()
 
 

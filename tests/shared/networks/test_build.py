@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shared.errors import ConfigurationError
-from shared.networks.build import AVAILABLE, build_network
+from shared.networks.build import AVAILABLE, build_network, check_contract
 from shared.networks.contract import random_input
 from shared.networks.impala_deep import ImpalaDeepNetwork
 from shared.networks.impala_shallow import ImpalaShallowNetwork
@@ -325,3 +325,124 @@ def test_to_look_at_a_users_network_leaves_it_as_it_was() -> None:
     assert isinstance(network, CountsItsCalls)
     assert (network.training, network.norm.training, network.frozen.training) == (True, True, False)
     assert network.norm.num_batches_tracked == 0
+
+
+class OwnMlp(MlpNetwork):
+    pass
+
+
+class OwnNature(NatureNetwork):
+    pass
+
+
+class OwnShallow(ImpalaShallowNetwork):
+    pass
+
+
+class OwnDeep(ImpalaDeepNetwork):
+    pass
+
+
+class NeverForgets(MlpNetwork):
+    """A memory that goes on over the end of an episode."""
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        return super().forward(inputs._replace(is_first=torch.zeros_like(inputs.is_first)), state)
+
+
+class ForgetsItsState(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        output, _ = super().forward(inputs, state)
+        return output, self.initial_state(inputs.is_first.shape[1])
+
+
+class HalvesItsState(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        state[0].mul_(0.5)
+        return super().forward(inputs, state)
+
+
+class FailsInTraining(MlpNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        if self.training:
+            raise ValueError("only in training")
+        return super().forward(inputs, state)
+
+
+class AnswersInBfloat16(NatureNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        output, state = super().forward(inputs, state)
+        if torch.is_autocast_enabled("cpu"):
+            output = type(output)(*(value.bfloat16() for value in output))
+        return output, state
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("NeverForgets", "is_first does not separate an episode from what was before it"),
+        ("ForgetsItsState", "differs from a single step"),
+        ("HalvesItsState", "forward changes its input state leaf 0"),
+        ("FailsInTraining", "forward raises ValueError: only in training"),
+    ],
+)
+def test_a_users_network_that_breaks_the_contract_is_refused(network: str, words: str) -> None:
+    spec = run_spec(f"{__name__}:{network}", VECTOR, lstm_size=4)
+    build_network(spec)
+    with pytest.raises(
+        ConfigurationError, match=rf"{network} breaks its contract: .*{words}.*; see docs/networks\.md"
+    ):
+        check_contract(spec, "auto")
+
+
+@pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
+@pytest.mark.parametrize("lstm_size", [0, 16])
+@pytest.mark.parametrize("frame_stack", [1, 4])
+@pytest.mark.parametrize("network", ["OwnMlp", "OwnNature", "OwnShallow", "OwnDeep"])
+def test_a_users_network_that_keeps_the_contract_is_taken(
+    network: str, frame_stack: int, lstm_size: int, agent: Agent
+) -> None:
+    name = f"{__name__}:{network}"
+    check_contract(
+        run_spec(name, image(40, 40), frame_stack=frame_stack, lstm_size=lstm_size, agent=agent), "bfloat16"
+    )
+
+
+class Loud(nn.Module):
+    """Sums thousands of bytes up as they are, so that results near 0 are rounded as large ones."""
+
+    def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
+        super().__init__()
+        self.policy = nn.Linear(84 * 84, environment.num_actions)
+        self.baseline = nn.Linear(84 * 84, 1)
+
+    def initial_state(self, batch_size: int) -> State:
+        return ()
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        pixels = 10 * inputs.observation["image"].flatten(2).float()
+        return NetworkOutput(self.policy(pixels), self.baseline(pixels).squeeze(-1)), state
+
+
+def test_rounding_breaks_no_contract() -> None:
+    check_contract(run_spec(f"{__name__}:Loud", image(84, 84)), "auto")
+
+
+def test_what_no_device_would_compute_in_bfloat16_is_not_tried_in_it() -> None:
+    spec = run_spec(f"{__name__}:AnswersInBfloat16", image(40, 40))
+    check_contract(spec, "float32")
+    with pytest.raises(ConfigurationError, match="under bfloat16 autocast, policy_logits must be float32"):
+        check_contract(spec, "auto")
+
+
+def test_to_try_a_users_network_draws_no_random_number_of_torchs_generator() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    check_contract(run_spec(f"{__name__}:OwnMlp", VECTOR), "auto")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_networks_that_come_with_the_project_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.networks.build.check_network", None)
+    for name in ("auto", *AVAILABLE):
+        check_contract(run_spec(name, image(40, 40)), "auto")

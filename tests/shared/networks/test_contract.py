@@ -307,7 +307,7 @@ class QForgetsToReset(QModel):
 BROKEN_Q = [
     (Model, "returns NetworkOutput without q_values: agent r2d2 needs QOutput"),
     (HalfPrecisionQ, "q_values must be float32"),
-    (QWithoutTheLastAction, r"q_values must be \[6, 3, 3\]"),
+    (QWithoutTheLastAction, r"q_values must be \[4, 3, 3\]"),
     (QForgetsToReset, "is_first does not separate"),
 ]
 
@@ -334,7 +334,7 @@ BROKEN = [
     (ReturnsTwoStates, "must have the 1 leaves of the initial state, not 2"),
     (
         ReturnsTheStateOfEveryStep,
-        r"leaf 0 of the state that forward returns must be \[3, 6\], not \[6, 3, 6\]",
+        r"leaf 0 of the state that forward returns must be \[3, 6\], not \[4, 3, 6\]",
     ),
     (Fails, "forward raises KeyError: 'image'"),
     (FailsBackwards, "the backward pass raises NotImplementedError: no derivative"),
