@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import ConfigurationError
+from shared.networks.calls import call_network
 from shared.networks.interface import Network, NetworkInput, Output, State
 from shared.telemetry import get_logger
 
@@ -58,7 +59,7 @@ class GraphedNetwork:
         rows = inputs.is_first.shape[1]
         found = self._graphs.get(rows) or self._new(rows, inputs, state)
         if found is None:
-            return self._network(inputs, state)
+            return call_network(self._network, inputs, state)
         for mine, given in zip(_tensors(found.inputs, found.state), _tensors(inputs, state), strict=True):
             mine.copy_(given)
         found.graph.replay()

@@ -18,6 +18,7 @@ from services.inference.places import Places, remembered_places
 from services.inference.quickness import Quickness
 from services.inference.staging import Staging
 from shared.errors import RunError
+from shared.networks.calls import call_network
 from shared.networks.interface import Network, NetworkInput, State
 from shared.networks.leaves import torch_dtype
 from shared.networks.precision import Precision, autocast, uses_bfloat16
@@ -159,7 +160,7 @@ class Model:
             is_first=is_first.unsqueeze(0),
         )
         state = tuple(_zeroed(places.read(leaf), is_first) for leaf in self._memory.state)
-        output, next_state = self._forward(inputs, state)
+        output, next_state = call_network(self._forward, inputs, state)
         if self._spec.agent == "r2d2":
             logits = output.q_values[0].float()
             action = self._explored(logits, sent(staging.epsilon))

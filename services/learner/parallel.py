@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from shared.networks.calls import call_network
 from shared.networks.interface import NetworkInput, NetworkOutput, State
 
 Context = Callable[[], AbstractContextManager[object]]
@@ -48,7 +49,7 @@ class ParallelNetwork:
 
     def _computed(self, part: _Part) -> NetworkOutput:
         with self._context():
-            output = self._network(part.inputs, part.state)[0]
+            output = call_network(self._network, part.inputs, part.state)[0]
         return NetworkOutput(output.policy_logits, output.baseline)
 
     def _backward(self, outputs: Sequence[NetworkOutput], gradients: Sequence[Sequence[Tensor]]) -> None:

@@ -14,6 +14,7 @@ from services.learner.optimizing import OptimizedNetwork
 from services.learner.sequences import SequenceBatch
 from shared.algorithms.priorities import sequence_priorities
 from shared.algorithms.returns import double_q_targets
+from shared.networks.calls import call_network
 from shared.networks.interface import NetworkInput
 from shared.networks.precision import autocast
 
@@ -113,9 +114,9 @@ class R2D2Trainer(OptimizedNetwork):
         if burn_in and state:
             # In an autocast of its own: it keeps the weights it casts, and these have no gradient.
             with torch.no_grad(), self._autocast:
-                _, state = network(_steps(batch.inputs, slice(0, burn_in)), state)
+                _, state = call_network(network, _steps(batch.inputs, slice(0, burn_in)), state)
         with self._autocast:
-            output, _ = network(_steps(batch.inputs, slice(burn_in, None)), state)
+            output, _ = call_network(network, _steps(batch.inputs, slice(burn_in, None)), state)
         q_values: Tensor = output.q_values
         return q_values
 

@@ -11,7 +11,8 @@ from services.inference.model import Model, PackedBatch
 from services.inference.staging import Staging
 from shared.errors import RunError
 from shared.networks.build import build_network
-from shared.networks.interface import NetworkInput, NetworkOutput, State
+from shared.networks.interface import NetworkInput, NetworkOutput, Output, State
+from shared.networks.mlp import MlpNetwork
 from shared.specs import Agent, EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 
 ACTIONS = 3
@@ -282,3 +283,21 @@ def test_only_what_is_quick_in_float32_may_run_anywhere(make: Make, monkeypatch:
     assert is_quick("float32", 0.0001)
     assert not is_quick("float32", 0.001)
     assert not is_quick("bfloat16", 0.0001), "its copies of the weights belong to the thread that made them"
+
+
+class FailsLater(MlpNetwork):
+    fails = False
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
+        if self.fails:
+            raise ValueError("mask is all False")
+        return super().forward(inputs, state)
+
+
+def test_what_a_users_network_raises_names_the_network(make: Make) -> None:
+    spec = make_spec(name=f"{__name__}:FailsLater")
+    model = make(spec)
+    model.run(batch(spec, 2))
+    model._network.fails = True  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match=f"network {__name__}:FailsLater: ValueError: mask is all False"):
+        model.run(batch(spec, 2, first=False))

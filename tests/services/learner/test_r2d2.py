@@ -342,3 +342,28 @@ def test_a_loss_that_is_not_finite_stops_before_the_parameters_change() -> None:
         trainer.train(batch._replace(reward=torch.full_like(batch.reward, math.inf)), steps=0)
     assert trainer.network.scale.item() == 1.0
     assert trainer.updates == 0
+
+
+# Networks of a user's own
+
+
+class FailsLater(CountingQNetwork):
+    """In burn-in, or in what follows it."""
+
+    calls = calls_that_work = 0
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[QOutput, State]:
+        self.calls += 1
+        if self.calls > self.calls_that_work:
+            raise ValueError("mask is all False")
+        return super().forward(inputs, state)
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_what_a_users_network_raises_names_the_network(calls: int) -> None:
+    shape = Shape(4, 4, 4)
+    trainer = R2D2Trainer(FailsLater(), make_config(shape), device=CPU)
+    trainer.network.calls_that_work = calls  # type: ignore[assignment]
+    history = History.random(rows=4, steps=8, seed=2)
+    with pytest.raises(RuntimeError, match=f"network {__name__}:FailsLater: ValueError: mask is all False"):
+        trainer.train(make_batch(shape, history, 0), steps=0)

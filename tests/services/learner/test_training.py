@@ -17,6 +17,7 @@ from services.learner.training import UpdateMetrics, VTraceTrainer
 from shared.checkpoints import weights_from_bytes, weights_to_bytes
 from shared.errors import RunError, TrainingDiverged
 from shared.networks.build import build_network
+from shared.networks.interface import NetworkInput, NetworkOutput, State
 from shared.specs import LeafSpec, RunSpec
 from shared.trees import put_together, taken_apart
 from shared.types import Chunk
@@ -449,3 +450,19 @@ def test_another_optimizers_state_is_refused_in_words() -> None:
     before, after = make_trainer(optimizer="adam"), make_trainer(optimizer="rmsprop")
     with pytest.raises(RunError, match="state of optimizer adam, not of rmsprop"):
         after.load(before.weights(), before.optimizer_state())
+
+
+# Networks of a user's own
+
+
+class Fails(CountingNetwork):
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        raise ValueError("mask is all False")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_a_users_network_raises_names_the_network(threads: int) -> None:
+    spec = counting_spec(unroll=4)
+    trainer = VTraceTrainer(Fails(), make_config(training_threads=threads), device=CPU)
+    with pytest.raises(RuntimeError, match=f"network {__name__}:Fails: ValueError: mask is all False"):
+        trainer.train(batch_of(make_chunk(spec=spec), spec=spec), steps=4)
