@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from shared.algorithms.exploration import EVALUATION_EPSILON
@@ -95,8 +96,10 @@ class Policy:
             0-based; add `env.action_space.start` where that is not 0.
 
         Raises:
-            ValueError: the observation is not as the environment it was trained on gives it.
+            ValueError: the observation is not as the environment it was trained on gives it, or the reward is
+                no finite number.
         """
+        raw_reward = _number(reward)
         starts = self._starts if is_first is None else is_first
         with torch.inference_mode():
             inputs = network_input(
@@ -107,7 +110,7 @@ class Policy:
                 history=self._history,
                 is_first=torch.tensor([[starts]], device=self._device),
                 previous_action=self._previous_action,
-                previous_reward=torch.tensor([reward], dtype=torch.float32, device=self._device),
+                previous_reward=torch.tensor([raw_reward], dtype=torch.float32, device=self._device),
                 reward_clip=self._spec.reward_clip,
             )
             output, self._state = self._network(inputs, self._state)
@@ -152,13 +155,20 @@ def leaf_value(observation: Any, leaf: LeafSpec) -> Array:
     part = _part(observation, leaf.name)
     try:
         value = np.asarray(part)
-        with np.errstate(over="ignore"):  # it is an infinity then, which is refused below
-            converted = value.astype(leaf.dtype, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise ValueError(f"observation {leaf.name!r} must be {leaf.dtype}: {error}") from error
-    if converted.shape != leaf.shape:
+    if value.shape != leaf.shape:
         here, expected = list(value.shape), list(leaf.shape)
-        raise ValueError(f"observation {leaf.name!r} of one environment must be {expected}, not {here}")
+        batch = (
+            "; a policy is for one environment: take one for each" if value.shape[1:] == leaf.shape else ""
+        )
+        raise ValueError(
+            f"observation {leaf.name!r} of one environment must be {expected}, not {here}{batch}"
+        )
+    if not (np.can_cast(value.dtype, leaf.dtype, "same_kind") or _are_integers(value.dtype, leaf.dtype)):
+        raise ValueError(f"observation {leaf.name!r} must be {leaf.dtype}, not {value.dtype}")
+    with np.errstate(over="ignore"):  # it is an infinity then, which is refused below
+        converted = value.astype(leaf.dtype)
     if converted.dtype.kind in "iu" and not np.array_equal(converted, value):
         raise ValueError(f"observation {leaf.name!r} has values beyond {leaf.dtype}")
     if leaf.n and not 0 <= converted < leaf.n:
@@ -170,6 +180,22 @@ def leaf_value(observation: Any, leaf: LeafSpec) -> Array:
             first = value[refused].flat[0]
             raise ValueError(f"observation {leaf.name!r} must be finite as {kind}, not {first}")
     return np.array(converted, order="C")
+
+
+def _are_integers(*dtypes: DTypeLike) -> bool:
+    """Signed or not: Python's own become int64. Their values are compared."""
+    return all(np.issubdtype(dtype, np.integer) for dtype in dtypes)
+
+
+def _number(reward: Any) -> float:
+    """`reward`, also of an array of one. Raises ValueError when it is no number, or not finite as float32."""
+    try:
+        number = float(np.asarray(reward, np.float64).reshape(()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward must be one number, not {reward!r}") from error
+    if not abs(number) <= _MOST:
+        raise ValueError(f"reward must be finite as float32, not {number}")
+    return number
 
 
 def _part(observation: Any, name: str) -> Any:

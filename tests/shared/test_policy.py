@@ -190,9 +190,19 @@ def test_a_leaf_is_found_by_its_name(observation: Any, name: str, expected: int)
         (
             np.zeros((1, 3), np.float32),
             leaf("observation", 3),
-            r"of one environment must be \[3\], not \[1, 3\]",
+            r"must be \[3\], not \[1, 3\]; a policy is for one environment: take one for each",
         ),
-        (np.zeros(3, np.float32), leaf("observation", 3, dtype="uint8"), "must be uint8"),
+        (
+            np.array([1, 2, 0]),
+            leaf(dtype="int64", n=3),
+            r"must be \[\], not \[3\]; a policy is for one environment",
+        ),
+        (np.zeros((2, 4), np.float32), leaf("observation", 3), r"must be \[3\], not \[2, 4\]$"),
+        ([[0.0], [0.0, 1.0]], leaf("observation", 2), "must be float32: setting an array element"),
+        ([0, 256], leaf("observation", 2, dtype="uint8"), "has values beyond uint8"),
+        ([0, -1], leaf("observation", 2, dtype="uint8"), "has values beyond uint8"),
+        (np.array(2**64 - 1, np.uint64), leaf(dtype="int64"), "has values beyond int64"),
+        (np.zeros(3, np.float32), leaf("observation", 3, dtype="uint8"), "must be uint8, not float32$"),
         ("left", leaf("observation"), "must be float32"),
         (3, leaf(dtype="int64", n=3), "must be 0 to 2, not 3"),
         ([0.0, np.nan], leaf("observation", 2), "'observation' must be finite as float32, not nan"),
@@ -212,6 +222,41 @@ def test_an_observation_of_another_environment_is_refused_in_words(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         leaf_value(observation, spec)
+
+
+def test_lists_of_integers_are_taken_for_any_type_that_holds_them() -> None:
+    pixels = leaf_value([[0, 255], [3, 4]], leaf("observation", 2, 2, dtype="uint8"))
+    assert pixels.dtype == np.uint8
+    assert pixels.tolist() == [[0, 255], [3, 4]]
+    assert leaf_value(np.array([5], np.uint64), leaf("observation", 1, dtype="int32")).tolist() == [5]
+
+
+@pytest.mark.parametrize("reward", [2, np.array([2.0]), np.float32(2), np.array([[2]]), torch.tensor(2.0)])
+def test_a_reward_is_any_one_number(tmp_path: Path, reward: Any) -> None:
+    save_run(tmp_path, leaf("observation", 2), name="mlp", lstm_size=4)
+    policy = load_policy(tmp_path)
+    rewards: list[Any] = []
+    policy._network.register_forward_hook(lambda *called: rewards.append(called[1][0].previous_reward))
+    policy(np.zeros(2, np.float32), reward=reward, is_first=False)
+    assert rewards[0].tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (float("nan"), "reward must be finite as float32, not nan"),
+        (1e300, r"reward must be finite as float32, not 1e\+300"),
+        (np.ones(2), "reward must be one number, not array"),
+        ("much", "reward must be one number, not 'much'"),
+        (None, "reward must be"),
+    ],
+)
+def test_a_reward_that_is_no_finite_number_is_refused_in_words(
+    tmp_path: Path, reward: Any, words: str
+) -> None:
+    save_run(tmp_path, leaf("observation", 2), name="mlp")
+    with pytest.raises(ValueError, match=words):
+        load_policy(tmp_path)(np.zeros(2, np.float32), reward=reward)
 
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
