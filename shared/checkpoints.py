@@ -129,6 +129,19 @@ def latest_checkpoint(directory: Path) -> Checkpoint | None:
     return None
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is called as a checkpoint is, and is a directory."""
+    return _NAME.fullmatch(path.name) is not None and path.is_dir()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint that is `path`. Raises RunError when it is damaged or of another format."""
+    try:
+        return _parsed(path, _whole_files(path))
+    except _Damaged as damage:
+        raise RunError(f"{path} is damaged: {damage}") from damage
+
+
 def weights_to_bytes(weights: Mapping[str, Tensor]) -> bytes:
     """Tensors as safetensors; from any device, in any layout, also when some share their storage."""
     stored: set[int] = set()

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from shared.algorithms.exploration import EVALUATION_EPSILON
-from shared.checkpoints import Checkpoint, latest_checkpoint
+from shared.checkpoints import Checkpoint, is_checkpoint, latest_checkpoint, read_checkpoint
 from shared.errors import RunError
 from shared.networks.build import build_network
 from shared.networks.leaves import torch_dtype
@@ -137,14 +137,21 @@ class Policy:
 def load_policy(run_dir: str | Path, *, device: str = "cpu", seed: int | None = None) -> Policy:
     """The policy of the newest checkpoint in `run_dir`, in float32 on `device` (cpu, cuda, cuda:N, auto).
 
-    `seed` is for sampled and random actions. Raises RunError when there is no checkpoint that can be used,
-    and ConfigurationError when its network cannot be built (a network of your own must be importable).
+    `run_dir` may also be the path of one checkpoint, which needs nothing else of its run. `seed` is for
+    sampled and random actions. Raises RunError when there is no checkpoint that can be used, and
+    ConfigurationError when its network cannot be built (a network of your own must be importable).
     """
-    directory = Path(run_dir) / "checkpoints"
+    return Policy(_checkpoint(Path(run_dir)), device=resolve_device(device), seed=seed)
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    if is_checkpoint(path):
+        return read_checkpoint(path)
+    directory = path / "checkpoints"
     checkpoint = latest_checkpoint(directory)
     if checkpoint is None:
-        raise RunError(f"{run_dir} holds no run with a checkpoint: there is none in {directory}")
-    return Policy(checkpoint, device=resolve_device(device), seed=seed)
+        raise RunError(f"{path} holds no run with a checkpoint: there is none in {directory}")
+    return checkpoint
 
 
 def leaf_value(observation: Any, leaf: LeafSpec) -> Array:

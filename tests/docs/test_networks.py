@@ -98,6 +98,9 @@ def test_an_older_checkpoint_is_used_when_it_lies_in_a_directory_of_its_own(tmp_
     assert checkpoint is not None
     assert checkpoint.path.name == named.name
     load_policy(older.parent)
+    (shown,) = re.findall(r'`load_policy\("(\S+/checkpoints/\S+)"\)`', DOCUMENT)
+    assert Path(shown) == named
+    load_policy(shown)
     assert copy.split()[3].rstrip("/") == str(older)
     assert configure.split()[1:] == ["runs/pole/config.yaml", f"{older.parent}/"]
     assert play.split()[2] == str(older.parent)

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.checkpoints import latest_checkpoint, save_checkpoint
+from shared.checkpoints import latest_checkpoint, read_checkpoint, save_checkpoint
 from shared.errors import ConfigurationError, RunError
 from shared.networks.build import build_network
 from shared.networks.interface import NetworkInput, Output
@@ -262,6 +263,30 @@ def test_a_reward_that_is_no_finite_number_is_refused_in_words(
 def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run with a checkpoint"):
         load_policy(tmp_path / "nowhere")
+
+
+def test_one_checkpoint_is_taken_by_its_path(tmp_path: Path) -> None:
+    spec = save_run(tmp_path / "run", leaf("observation", 2), name="mlp")
+    directory = tmp_path / "run/checkpoints"
+    (older,) = directory.iterdir()
+    of_the_newer = {name: weight + 1 for name, weight in read_checkpoint(older).weights.items()}
+    save_checkpoint(
+        directory,
+        spec=spec,
+        weights=of_the_newer,
+        optimizer_state={},
+        counters={"updates": 2},
+        rng={},
+        keep=2,
+    )
+    copied = tmp_path / "elsewhere" / older.name
+    shutil.copytree(older, copied)
+    for path in (older, str(older), copied):
+        weights = load_policy(path)._network.state_dict()
+        assert all(torch.equal(weights[name] + 1, of_the_newer[name]) for name in of_the_newer)
+    (older / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match=f"{older.name} is damaged: model.safetensors does not match its hash"):
+        load_policy(older)
 
 
 def test_a_device_that_is_none_is_refused(tmp_path: Path) -> None:
