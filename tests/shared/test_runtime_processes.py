@@ -27,6 +27,7 @@ def service(tmp_path: Path, request: pytest.FixtureRequest) -> Start:
             "from shared.errors import *\n"
             "from shared.runtime import in_thread, run_service, run_until_stopped\n"
             "from shared.telemetry import configure_logging\n"
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup may have started the tests
             f"{textwrap.dedent(body)}\n"
             "configure_logging('info', 'json', 'test')\n"
             f"sys.exit(run_service(main, grace_seconds={grace_seconds}))\n"

@@ -383,4 +383,9 @@ async def test_a_network_that_fails_ends_the_service_with_its_error(
 
     with pytest.raises(ExceptionGroup) as ended:
         await scenario()
-    assert isinstance(ended.value.exceptions[0], ArithmeticError)
+    (error,) = ended.value.exceptions
+    assert (
+        str(error)
+        == "network tests.support.counting:CountingNetwork: ArithmeticError: a network of one's own"
+    )
+    assert isinstance(error.__cause__, ArithmeticError)
