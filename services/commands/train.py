@@ -121,15 +121,15 @@ def _tell(console: Console, directory: Path, summary: dict[str, Any]) -> None:
 async def _train(config: TrainConfig, console: Console, discarded_so_far: int | None) -> dict[str, Any]:
     """Runs it to its end and leaves a summary, also when a service fails for good."""
     stop = asyncio.Event()
-    updates = load_accounts(config.directory).updates if config.resume else 0  # of the parts before
     queue, run, replay, discarded, board = None, None, None, None, StatusBoard()
 
     def interrupted() -> None:
-        if run is not None and stop.is_set():
-            run.kill()
-        elif run is not None:
-            console.print(_stopping(updates or board.newest("learner").get("updates")))
+        is_first = not stop.is_set()
         stop.set()
+        if run is not None and is_first:
+            console.print(_stopping(config))
+        elif run is not None:
+            run.kill()
 
     def inference_waits_for() -> list[str]:
         return [str(reason) for status in board.live("inference") for reason in status["waiting"]]
@@ -170,8 +170,9 @@ async def _train(config: TrainConfig, console: Console, discarded_so_far: int | 
     return write_summary(config, queue=queue, replay=replay, discarded_steps=discarded, exit_reason=reason)
 
 
-def _stopping(updates: int | None) -> str:
-    """What Ctrl-C brings about after so many updates, as far as known."""
+def _stopping(config: TrainConfig) -> str:
+    """What Ctrl-C brings about; the learner's journal knows of updates before its status does."""
+    updates = load_accounts(config.directory).updates
     saved = "what was learned is saved" if updates else "nothing was trained yet"
     return f"stopping: {saved}; another Ctrl-C ends all at once"
 

@@ -190,9 +190,9 @@ def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Pa
 
 def test_a_second_interrupt_ends_a_run_whose_learner_does_not_end(tmp_path: Path) -> None:
     with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
-        run.until_steps(1000)
+        run.until(lambda: bool(run.accounts().get("updates")))
         learner = run.pid("learner")
-        os.kill(learner, signal.SIGSTOP)
+        os.kill(learner, signal.SIGSTOP)  # before its status says that anything was trained
         run.process.send_signal(signal.SIGINT)
         run.until_said("stopping: what was learned is saved; another Ctrl-C ends all at once")
         run.end(signal.SIGINT, seconds=8)
