@@ -28,7 +28,7 @@ import safetensors.torch
 from torch import Tensor
 
 from shared.errors import RunError
-from shared.files import sync_directory
+from shared.files import MISSING, sync_directory
 from shared.specs import RunSpec
 from shared.trees import put_together, taken_apart
 
@@ -112,9 +112,16 @@ def save_checkpoint(
 def latest_checkpoint(directory: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; None where there is none at all.
 
-    Damaged ones are logged and passed over. Raises RunError when there are no others, and when one is whole
-    but of another format.
+    Damaged ones are logged and passed over. Raises RunError when there are no others, when one is whole but
+    of another format, and when the disk cannot be read.
     """
+    try:
+        return _newest_whole(directory)
+    except OSError as error:
+        raise RunError(f"cannot read the checkpoints in {directory}: {error.strerror or error}") from error
+
+
+def _newest_whole(directory: Path) -> Checkpoint | None:
     damages = []
     for path in _checkpoints(directory):
         try:
@@ -135,11 +142,13 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint that is `path`. Raises RunError when it is damaged or of another format."""
+    """The checkpoint that is `path`. Raises RunError when it is unreadable, damaged or of another format."""
     try:
         return _parsed(path, _whole_files(path))
     except _Damaged as damage:
         raise RunError(f"{path} is damaged: {damage}") from damage
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def weights_to_bytes(weights: Mapping[str, Tensor]) -> bytes:
@@ -208,7 +217,7 @@ def _remove_older(directory: Path, newest: Path, keep: int) -> None:
 
 
 def _whole_files(path: Path) -> dict[str, bytes]:
-    """The files' bytes, checked against the manifest."""
+    """The files' bytes, checked against the manifest. Raises _Damaged, and OSError."""
     try:
         written = (path / _MANIFEST).read_bytes()
         manifest = orjson.loads(written)
@@ -218,7 +227,7 @@ def _whole_files(path: Path) -> dict[str, bytes]:
         if version != CHECKPOINT_FORMAT_VERSION:
             raise RunError(f"{path} has checkpoint format {version}, this is {CHECKPOINT_FORMAT_VERSION}")
         files = {name: (path / name).read_bytes() for name in _FILES}
-    except OSError as error:
+    except MISSING as error:
         raise _Damaged(f"{Path(error.filename).name}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise _Damaged(f"{_MANIFEST} is no manifest ({error!r})") from error

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Of the errors of a disk, those that say that something is not there; any other may pass."""
+
 
 def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Puts `content` in the place of `path` in one step; `path` stays as it is when that fails.

@@ -15,15 +15,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.files import sync_directory
+from shared.files import MISSING, sync_directory
 
 _JOINED_BYTES = 4 * 2**20  # written at once; while they are, other threads run
 _UNFINISHED = ".unfinished-"
 _SUFFIX = ".rows"
-
-
-MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""Of the errors of a disk, those that say that something is not there; any other may pass."""
 
 
 class Damaged(Exception):

@@ -21,7 +21,6 @@ import orjson
 from numpy.typing import NDArray
 
 from services.replay.segments import (
-    MISSING,
     Damaged,
     Segment,
     check_hash,
@@ -33,7 +32,7 @@ from services.replay.segments import (
 from services.replay.shelf import ShelfState
 from services.replay.state import TableState
 from shared.errors import RunError
-from shared.files import sync_directory
+from shared.files import MISSING, sync_directory
 from shared.telemetry import get_logger
 
 SNAPSHOT_FORMAT_VERSION = 1

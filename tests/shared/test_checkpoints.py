@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from shared import checkpoints
-from shared.checkpoints import latest_checkpoint, save_checkpoint, weights_from_bytes, weights_to_bytes
+from shared.checkpoints import (
+    latest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    weights_from_bytes,
+    weights_to_bytes,
+)
 from shared.errors import RunError
 from shared.specs import EnvironmentSpec, LeafSpec, NetworkSpec, RunSpec
 
@@ -140,6 +146,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_logged(
         assert newest_updates(tmp_path) == 1
     assert "checkpoint-000000000002 is damaged" in caplog.text
     assert name in caplog.text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_where_the_disk_cannot_be_read_no_older_checkpoint_is_taken(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    (newest / name).rename(tmp_path / name)
+    (newest / name).symlink_to("/proc/self/mem")  # whose first page cannot be read
+    with pytest.raises(RunError, match=f"cannot read the checkpoints in {tmp_path}: Input/output error"):
+        latest_checkpoint(tmp_path)
+    with pytest.raises(RunError, match=f"cannot read {newest}: Input/output error"):
+        read_checkpoint(newest)
+    (tmp_path / name).replace(newest / name)
+    assert newest_updates(tmp_path) == 2
 
 
 def test_any_flipped_byte_of_the_manifest_is_damage(tmp_path: Path) -> None:
