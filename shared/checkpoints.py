@@ -151,6 +151,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise RunError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def checkpoint_at(path: Path) -> Checkpoint:
+    """The checkpoint that is `path`, or the newest of the run whose directory `path` is. Raises RunError."""
+    if is_checkpoint(path):
+        return read_checkpoint(path)
+    directory = path / "checkpoints"
+    checkpoint = latest_checkpoint(directory)
+    if checkpoint is None:
+        raise RunError(f"{path} holds no run with a checkpoint: there is none in {directory}")
+    return checkpoint
+
+
 def weights_to_bytes(weights: Mapping[str, Tensor]) -> bytes:
     """Tensors as safetensors; from any device, in any layout, also when some share their storage."""
     stored: set[int] = set()

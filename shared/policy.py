@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from shared.algorithms.exploration import EVALUATION_EPSILON
-from shared.checkpoints import Checkpoint, is_checkpoint, latest_checkpoint, read_checkpoint
+from shared.checkpoints import Checkpoint, checkpoint_at
 from shared.errors import RunError
 from shared.networks.build import build_network
 from shared.networks.leaves import torch_dtype
@@ -141,17 +141,7 @@ def load_policy(run_dir: str | Path, *, device: str = "cpu", seed: int | None = 
     sampled and random actions. Raises RunError when there is no checkpoint that can be used, and
     ConfigurationError when its network cannot be built (a network of your own must be importable).
     """
-    return Policy(_checkpoint(Path(run_dir)), device=resolve_device(device), seed=seed)
-
-
-def _checkpoint(path: Path) -> Checkpoint:
-    if is_checkpoint(path):
-        return read_checkpoint(path)
-    directory = path / "checkpoints"
-    checkpoint = latest_checkpoint(directory)
-    if checkpoint is None:
-        raise RunError(f"{path} holds no run with a checkpoint: there is none in {directory}")
-    return checkpoint
+    return Policy(checkpoint_at(Path(run_dir)), device=resolve_device(device), seed=seed)
 
 
 def leaf_value(observation: Any, leaf: LeafSpec) -> Array:

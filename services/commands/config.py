@@ -13,15 +13,16 @@ from shared.wire.limits import MAX_GROUP_SIZE
 
 
 class EvalConfig(Settings):
-    """Plays episodes with the newest checkpoint of a run, greedily, through a real inference service.
+    """Plays episodes with a checkpoint of a run, greedily, through a real inference service.
 
     Prints mean, median and deviation of the raw returns.
 
-    Example:  seedrl eval runs/pong-20260101-120000-4e1d --episodes 30
+    Examples:  seedrl eval runs/pong-20260101-120000-4e1d --episodes 30
+               seedrl eval runs/pong-20260101-120000-4e1d/checkpoints/checkpoint-000000012000
     """
 
     run_dir: CliPositionalArg[Path]
-    """Directory of a run."""
+    """Directory of a run, whose newest checkpoint is played; or one of its checkpoints."""
     preset: Annotated[CliSuppress[str | None], Unused("the run's own settings are played")] = None
     """The run's own settings are played."""
     episodes: Count = 30

@@ -27,7 +27,7 @@ from shared.bus.connection import Bus, connected_bus
 from shared.bus.episodes import EpisodeConsumer
 from shared.bus.key_values import create_spec
 from shared.bus.weights import publish_weights
-from shared.checkpoints import Checkpoint, latest_checkpoint, weights_to_bytes
+from shared.checkpoints import Checkpoint, checkpoint_at, is_checkpoint, weights_to_bytes
 from shared.config import NatsSettings
 from shared.errors import RunError
 from shared.policy import Policy
@@ -128,21 +128,21 @@ def _say_aside(text: str) -> None:
 
 def played_returns(config: EvalConfig, progress: Telling) -> Played:
     """The raw returns of what was played within `config.timeout`. Raises RunError."""
-    checkpoint = _checkpoint(config.run_dir)
+    directory, checkpoint = _run_directory(config.run_dir), checkpoint_at(config.run_dir)
+    Policy(checkpoint, device=torch.device("cpu"))  # inference would wait for weights that fit for ever
+    config = config.model_copy(update={"run_dir": directory})
     check_env(saved_env(config.run_dir))  # the training may have had another working directory
     episodes = run_command(_played(config, checkpoint, progress))
     returns = [float(episode["return"]) for episode in episodes]
     return Played(checkpoint.path.name, returns, config.episodes - len(returns))
 
 
-def _checkpoint(run_dir: Path) -> Checkpoint:
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise RunError(f"{run_dir} is no run's directory ({CONFIG_FILE} is missing)")
-    checkpoint = latest_checkpoint(run_dir / "checkpoints")
-    if checkpoint is None:
-        raise RunError(f"{run_dir} holds no valid checkpoint")
-    Policy(checkpoint, device=torch.device("cpu"))  # inference would wait for weights that fit for ever
-    return checkpoint
+def _run_directory(path: Path) -> Path:
+    """The directory of a run, which `path` is or which holds the checkpoint `path`."""
+    directory = path.resolve().parents[1] if is_checkpoint(path) else path
+    if not (directory / CONFIG_FILE).is_file():
+        raise RunError(f"{directory} is no run's directory ({CONFIG_FILE} is missing)")
+    return directory
 
 
 async def _played(config: EvalConfig, checkpoint: Checkpoint, progress: Telling) -> list[Episode]:

@@ -48,9 +48,11 @@ def test_a_run_ends_by_itself_and_leaves_everything_in_its_directory(tmp_path: P
     observation, _ = environment.reset(seed=0)
     assert policy(observation, is_first=True) in (0, 1)
 
-    result = seedrl("eval", directory, "--episodes", "3", "--json", cwd=tmp_path)
+    oldest = min((directory / "checkpoints").glob("checkpoint-*"))
+    result = seedrl("eval", oldest, "--episodes", "3", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     evaluation = orjson.loads(result.stdout)
+    assert evaluation["checkpoint"] == oldest.name
     assert evaluation["episodes"] == len(evaluation["returns"]) == 3
 
 

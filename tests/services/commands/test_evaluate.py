@@ -87,17 +87,19 @@ SPEC = RunSpec(
 )
 
 
-def a_run(directory: Path, env: str, weights: dict[str, torch.Tensor]) -> EvalConfig:
-    """To play a run whose checkpoint has these weights."""
+def a_run(
+    directory: Path, env: str, weights: dict[str, torch.Tensor], *, updates: int = 1, keep: int = 1
+) -> EvalConfig:
+    """To play a run whose newest checkpoint has these weights."""
     (directory / "config.yaml").write_text(f"env: {env}\n")
     save_checkpoint(
         directory / "checkpoints",
         spec=SPEC,
         weights=weights,
         optimizer_state={},
-        counters={"updates": 1},
+        counters={"updates": updates},
         rng={},
-        keep=1,
+        keep=keep,
     )
     return EvalConfig(run_dir=directory)
 
@@ -105,6 +107,19 @@ def a_run(directory: Path, env: str, weights: dict[str, torch.Tensor]) -> EvalCo
 def test_a_checkpoint_whose_network_is_another_now_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"checkpoint-0+1: weights of another network"):
         played_returns(a_run(tmp_path, "CartPole-v1", {"another": torch.ones(1)}), Said().telling)
+
+
+def test_one_checkpoint_is_played_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_run(tmp_path, "CartPole-v1", {"another": torch.ones(1)})
+    a_run(tmp_path, "CartPole-v1", build_network(SPEC).state_dict(), updates=2, keep=2)
+    older = "checkpoint-000000000001"
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    for path in (tmp_path / "checkpoints" / older, Path(older)):
+        with pytest.raises(RunError, match=f"{older}: weights of another network"):
+            played_returns(EvalConfig(run_dir=path), Said().telling)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(RunError, match=rf"^{tmp_path} is no run's directory \(config.yaml is missing\)"):
+        played_returns(EvalConfig(run_dir=Path(older)), Said().telling)
 
 
 def test_an_environment_that_is_not_found_here_is_named_before_anything_starts(tmp_path: Path) -> None:
