@@ -213,7 +213,10 @@ def _said_port(directory: Path, pid: int) -> int | None:
 
 
 def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError as error:
+        return f"what it said cannot be read: {error.strerror}"
     problems = [line for line in lines[-20:] if "[FTL]" in line or "[ERR]" in line or "nats-server:" in line]
     line = next(iter(problems[-1:] or lines[-1:]), "it said nothing")
     return _LINE_START.sub("", line)

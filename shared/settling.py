@@ -2,12 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from shared.accounts import MessageAccounts, write_accounts
 from shared.bus.work_queue import ACK_WAIT_SECONDS, QueueMessage
@@ -23,6 +23,17 @@ log = get_logger(__name__)
 A = TypeVar("A", bound=MessageAccounts[Any])
 
 
+class Claim(Protocol):
+    """That the messages are this process's alone to settle: one that stood still may have a successor."""
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether they are, now."""
+
+    async def confirmed(self) -> None:
+        """Returns once it is certain that they are, and raises when they no longer are."""
+
+
 class Settling(Generic[A]):
     """Holds the messages in hand, and settles those that are done with.
 
@@ -36,15 +47,13 @@ class Settling(Generic[A]):
         directory: Path,
         executor: Executor,
         *,
-        confirmed: Callable[[], Awaitable[None]],
+        claim: Claim,
     ) -> None:
-        """`directory` is the journal's. `confirmed` returns while the messages are this process's alone to
-        settle, and raises when they no longer are: one that stood still may have a successor by now.
-        """
+        """`directory` is the journal's."""
         self.accounts = accounts
         self._directory = directory
         self._executor = executor
-        self._confirmed = confirmed
+        self._claim = claim
         self._held: dict[int, QueueMessage] = {}
         self._finished: list[int] = []  # sequences to acknowledge after the next journal
         self._acknowledged: deque[tuple[int, datetime]] = deque(maxlen=_REMEMBERED)
@@ -107,7 +116,7 @@ class Settling(Generic[A]):
     async def _write_at_last(self) -> None:
         """Tries until there is room. Until then nothing is acknowledged, so the queue fills up."""
         while True:
-            await self._confirmed()
+            await self._claim.confirmed()
             try:
                 await self.write()
             except RunError as error:
@@ -127,7 +136,7 @@ class Settling(Generic[A]):
     async def _settle(self) -> None:
         sequences, self._finished = self._finished, []
         await self._write_at_last()
-        await self._confirmed()
+        await self._claim.confirmed()
         async with asyncio.TaskGroup() as group:
             for sequence in sequences:
                 group.create_task(self._held[sequence].ack())

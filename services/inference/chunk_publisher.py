@@ -146,6 +146,7 @@ class ChunkPublisher:
                     await publish_chunk(self._bus, message, message_id)
                 except QueueFull:
                     self.is_full = was_full = True
+                    self.trouble = None  # NATS answers again
                     self._metrics.publish_retries.labels("full").inc()
                     await self._room()
                 except ConnectionFailed as error:

@@ -78,6 +78,7 @@ class Learner:
         self._link = ReplayLink(replay, report) if replay is not None else None
         self._patient_until = 0.0  # by the loop's clock, once training ends
         self._session: Session | None = None
+        self._books: Bookkeeper | None = None
         self._threads = ExitStack()
         self._training = self._thread("training")
         self._staging = self._thread("staging")
@@ -95,11 +96,12 @@ class Learner:
         `with_snapshot`: then waits for the snapshot of replay that goes with it. Any number of calls at once;
         none holds up another's checkpoint. Raises RunError before training, and when it cannot be written.
         """
-        session = self._session
-        if session is None:
+        session, books = self._session, self._books
+        if session is None or books is None:
             raise RunError("there is nothing to save before training has begun")
-        save = partial(session.save, steps=self._report.accounts.steps)
         try:
+            # Of steps that only the checkpoint knew, the messages would come back and be counted once more.
+            save = partial(session.save, steps=await books.journaled_steps())
             name, updates = await in_thread(save, self._training)
         except RunError:
             self._report.checkpoint_failures += 1
@@ -155,7 +157,7 @@ class Learner:
 
     def _parts(self, session: Session, lease: Lease) -> Parts:
         config, bus, report = self._config, self._bus, self._report
-        books = Bookkeeper(report.accounts, config.directory, self._writing, confirmed=lease.confirmed)
+        self._books = books = Bookkeeper(report.accounts, config.directory, self._writing, claim=lease)
         report.held, report.journal_trouble = lambda: books.held, lambda: books.trouble
         feeder = self._feeder(session, books)
 

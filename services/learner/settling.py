@@ -1,12 +1,12 @@
 """The learner settles messages beside the training; when weights must wait for the journal."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from pathlib import Path
 
 from services.learner.accounts import Accounts
 from services.learner.rows import Outcome
-from shared.settling import Settling
+from shared.settling import Claim, Settling
 
 
 class Bookkeeper(Settling[Accounts]):
@@ -18,10 +18,11 @@ class Bookkeeper(Settling[Accounts]):
         run_dir: Path,
         executor: Executor,
         *,
-        confirmed: Callable[[], Awaitable[None]],
+        claim: Claim,
     ) -> None:
-        super().__init__(accounts, run_dir, executor, confirmed=confirmed)
+        super().__init__(accounts, run_dir, executor, claim=claim)
         self._journaled_updates = -1
+        self._journaled_steps = accounts.steps
 
     def count(self, outcomes: Iterable[Outcome], *, updates: int | None = None) -> None:
         """Counts messages in hand that are done with, and the update that was done with them."""
@@ -43,10 +44,17 @@ class Bookkeeper(Settling[Accounts]):
         async with self._settled:
             await self._settled.wait_for(lambda: self._journaled_updates >= updates)
 
+    async def journaled_steps(self) -> int:
+        """The steps that the journal knows of: all, unless another process may write it by now."""
+        if self._claim.is_certain:
+            await self.write()
+        return self._journaled_steps
+
     async def write(self, *, durable: bool = False) -> None:
         """As the base's."""
-        updates = self.accounts.updates
+        updates, steps = self.accounts.updates, self.accounts.steps
         await super().write(durable=durable)
+        self._journaled_steps = steps
         async with self._settled:
             self._journaled_updates = updates
             self._settled.notify_all()

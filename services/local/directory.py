@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from shared.specs import RunSpec
 
 # What a run leaves that ended before it trained; nobody misses it when the directory is used again.
 _OF_A_FAILED_START = frozenset(
-    {CONFIG_FILE, LOCK_FILE, "checkpoints", "connection.json", "logs", "nats", "summary.json", "tensorboard"}
+    {
+        *(CONFIG_FILE, LOCK_FILE, SUMMARY_FILE, "connection.json"),
+        *(CHECKPOINTS, "logs", "nats", "replay", "tensorboard"),
+    }
 )
 
 
@@ -38,6 +42,8 @@ def used_directory(config: TrainConfig) -> Iterator[Path]:
         if config.resume:
             _check_unfinished(config, load_accounts(directory))
             _check_same(config)
+        else:
+            _remove(config.replay_dir)  # of a start that failed: another run would not take it
         yield directory
     finally:
         os.close(lock)
@@ -105,6 +111,15 @@ def _take(lock: int, directory: Path) -> None:
         raise RunError(f"run directory {directory} is in use by another seedrl train") from None
     except OSError as error:  # some network file systems have no locks
         raise RunError(f"cannot lock run directory {directory}: {error.strerror}") from error
+
+
+def _remove(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise RunError(f"cannot remove {directory}: {error.strerror}") from error
 
 
 def _check_same(config: TrainConfig) -> None:

@@ -85,4 +85,7 @@ class _Embedded:
                     self._running.process.terminate()
 
     def _has_room(self) -> bool:
-        return shutil.disk_usage(self._directory).free >= _ROOM_BYTES
+        try:
+            return shutil.disk_usage(self._directory).free >= _ROOM_BYTES
+        except FileNotFoundError:  # a server that starts makes it again
+            return True

@@ -16,6 +16,7 @@ from services.local.process import ChildProcess, seedrl
 from services.local.supervisor import ServiceFailed, SupervisedService
 from shared.addresses import free_port, joined
 from shared.config import NatsSettings
+from shared.errors import RunError
 from shared.presets import ENV_PREFIX
 
 # Of the processor, what actors would take from the learner comes back as trajectories that wait and grow old.
@@ -85,16 +86,19 @@ class LocalRun:
         await asyncio.gather(*(actor.end(grace_seconds=grace) for actor in actors))
         await self.services["inference"].end(grace_seconds=grace)
         failed = await self.services["learner"].end(grace_seconds=grace)
-        if failed is not None and failed.exit_status == 1 and not self._unsaved_updates():
+        if failed is not None and failed.exit_status == 1 and self._has_saved_all():
             failed = None
         if "replay" in self.services:
             failed = await self.services["replay"].end(grace_seconds=grace) or failed
         return failed
 
-    def _unsaved_updates(self) -> int:
-        """Updates that were trained after the newest checkpoint."""
+    def _has_saved_all(self) -> bool:
+        """Whether no update was trained after the newest checkpoint, as far as can be told."""
         directory = self.config.directory
-        return load_accounts(directory).updates - (newest_update(directory) or 0)
+        try:
+            return load_accounts(directory).updates <= (newest_update(directory) or 0)
+        except RunError:
+            return False
 
     def kill(self) -> None:
         """Ends every service at once; what was trained since the newest checkpoint is lost."""

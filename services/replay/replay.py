@@ -121,7 +121,7 @@ class Replay:
             accounts,
             config.replay_dir,
             threads.journal,
-            confirmed=lease.confirmed,
+            claim=lease,
             most=MESSAGES_IN_HAND,
         )
         await books.write(durable=True)

@@ -1,11 +1,10 @@
 """Replay's settling of messages: no more of them in hand than a bound."""
 
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
 from services.replay.accounts import Accounts, Outcome
-from shared.settling import Settling
+from shared.settling import Claim, Settling
 
 
 class Bookkeeper(Settling[Accounts]):
@@ -17,10 +16,10 @@ class Bookkeeper(Settling[Accounts]):
         directory: Path,
         executor: Executor,
         *,
-        confirmed: Callable[[], Awaitable[None]],
+        claim: Claim,
         most: int,
     ) -> None:
-        super().__init__(accounts, directory, executor, confirmed=confirmed)
+        super().__init__(accounts, directory, executor, claim=claim)
         self._most = most
 
     async def has_room(self, count: int) -> None:

@@ -171,12 +171,17 @@ class Lease:
         self._expires_at = clock()  # by the clock; until then nobody else can have it
         self._renewing = asyncio.Lock()
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether nobody else can have the lease now."""
+        return self._clock() < self._expires_at
+
     async def confirmed(self) -> None:
         """Returns once it is known that nobody else has the lease: at once, unless the process stood still.
 
         Waits for a connection. Raises Refused when somebody else holds it.
         """
-        while self._clock() >= self._expires_at:
+        while not self.is_certain:
             await self._renew()
 
     async def acquire(self) -> None:

@@ -191,13 +191,13 @@ def test_a_run_can_be_watched_paused_and_stopped_from_another_shell(tmp_path: Pa
 
 
 def test_a_second_interrupt_ends_a_run_whose_learner_does_not_end(tmp_path: Path) -> None:
-    with training(*CARTPOLE, directory=tmp_path / "run", cwd=tmp_path) as run:
+    with training(*CARTPOLE, "--grace-seconds", "60", directory=tmp_path / "run", cwd=tmp_path) as run:
         run.until(lambda: bool(run.accounts().get("updates")))
         learner = run.pid("learner")
         os.kill(learner, signal.SIGSTOP)  # before its status says that anything was trained
         run.process.send_signal(signal.SIGINT)
         run.until_said("stopping: what was learned is saved; another Ctrl-C ends all at once")
-        run.end(signal.SIGINT, seconds=8)
+        run.end(signal.SIGINT, seconds=30)
         assert run.process.returncode == 0
     assert not Path(f"/proc/{learner}").exists()
     assert run.summary()["exit_reason"] == "interrupted"

@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -116,16 +115,14 @@ def living(pids: list[int]) -> list[int]:
 async def test_an_actor_needs_neither_torch_nor_nats_and_is_gone_soon_after_sigterm(
     tmp_path: Path, inference: ScriptedInference, arguments: tuple[str, ...]
 ) -> None:
-    async with actor_process(tmp_path, inference, *arguments) as process:
+    async with actor_process(tmp_path, inference, *arguments, "--grace-seconds", "60") as process:
         await eventually(lambda: len(inference.streams) == 2, timeout=60)
         for index in range(2):
             await inference.steps(5, stream=index, timeout=60)
         descendants = children_of(process.pid)
         assert (len(descendants) >= 6) == ("async" in arguments)
-        began = time.monotonic()
         process.terminate()
-        status, stderr = await ended(process)
-        assert time.monotonic() - began < 5  # two on a machine that does nothing else
+        status, stderr = await ended(process, within=20)  # two on a machine that does nothing else
     assert status == 0, stderr
     assert "Traceback" not in stderr
     await eventually(lambda: [stream.end for stream in inference.streams] == ["half-closed"] * 2)

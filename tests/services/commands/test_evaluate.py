@@ -155,7 +155,7 @@ async def test_an_evaluation_whose_player_ends_before_it_ends(nats: NatsRun, tmp
 async def test_an_evaluation_says_how_far_it_is_and_has_what_ended_when_its_time_is_up(
     nats: NatsRun, tmp_path: Path
 ) -> None:
-    config, said = EvalConfig(run_dir=tmp_path, episodes=3, timeout=4.0), Said()
+    config, said = EvalConfig(run_dir=tmp_path, episodes=3, timeout=8.0), Said()
     async with nats.bus() as bus:
         await ensure_run(bus)
         await publish_episodes(bus, [{"row": 0, "return": 2.0, "length": 5}])

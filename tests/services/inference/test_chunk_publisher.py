@@ -199,6 +199,27 @@ async def test_a_server_that_keeps_nothing_though_it_is_there_is_named(
     assert capsys.readouterr().out.count("NATS keeps no chunks") == 1
 
 
+async def test_a_server_that_has_answered_again_is_not_blamed_for_a_full_queue(nats: NatsRun) -> None:
+    async with running_inference(nats, **THREE_MESSAGES) as service, learner_side(nats, SPEC) as learner:
+        await learner.publish()
+        actor = await service.joined(CountingGroup(2))
+        await actor.play(3 * UNROLL + 1)
+        await service.counted("chunks_published_total", 3)
+        stream = learner.bus.subjects.trajectories_stream
+        config = (await learner.bus.js.stream_info(stream)).config
+        await learner.bus.js.update_stream(config.evolve(max_msg_size=1))
+        heard = await withheld(service, actor)
+
+        async def waits_for(words: str) -> bool:
+            waiting = (await service.status())["waiting"]
+            return any(reason.startswith(words) for reason in waiting)
+
+        await eventually(lambda: waits_for("NATS to keep chunks"))
+        await learner.bus.js.update_stream(config)
+        await eventually(lambda: waits_for("room in the work queue"))
+        heard.cancel()
+
+
 async def test_a_message_that_the_server_refuses_is_sent_ever_more_rarely(nats: NatsRun) -> None:
     async with nats.bus() as bus:
         await ensure_queue(bus, 9)

@@ -157,6 +157,39 @@ async def test_the_accounts_are_exact_after_a_crash_around_an_acknowledgement(
         assert accounts.pending == {}
 
 
+async def test_the_steps_are_exact_after_a_crash_while_nothing_was_acknowledged(
+    nats: NatsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint knows of updates then that no journal does."""
+    monkeypatch.setattr(learner_module, "QueueConsumer", partial(QueueConsumer, ack_wait=0.5))
+    has_crashed = asyncio.Event()
+
+    async def acknowledges(message: QueueMessage) -> None:
+        await has_crashed.wait()
+        raise Crash
+
+    def saved_updates() -> int:
+        checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+        return int(checkpoint.counters["updates"]) if checkpoint is not None else 0
+
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        with monkeypatch.context() as patch:
+            patch.setattr(QueueMessage, "ack", acknowledges)
+            config = learner_config(nats, tmp_path, checkpoint_seconds=0.1)
+            async with learning(config, fails=True) as learner:
+                await queue.fed(10, rows=BATCH_SIZE)
+                await eventually(lambda: saved_updates() > load_accounts(tmp_path).updates + 1)
+                has_crashed.set()
+                await asyncio.wait([learner.task])
+            assert "Crash" in "".join(traceback.format_exception(learner.task.exception()))
+        async with learning(learner_config(nats, tmp_path, resume=True)):
+            await queue.emptied()
+        accounts = await queue.exact_accounts(tmp_path)
+        assert accounts.trained == 10
+        assert accounts.steps == 10 * BATCH_SIZE * UNROLL
+
+
 class KilledLearner:
     """A learner in a process of its own."""
 
@@ -198,8 +231,8 @@ async def test_the_successor_of_a_stopped_learner_waits_until_that_has_ended(
             async with learning(learner_config(nats, tmp_path, resume=True)) as learner:
 
                 async def waits() -> bool:
-                    (words,) = (await next_status(bus, "learner"))["waiting"]
-                    return f"checkpoints, which process {process.pid} on " in words
+                    waiting = (await next_status(bus, "learner"))["waiting"]
+                    return any(f"checkpoints, which process {process.pid} on " in words for words in waiting)
 
                 await eventually(waits)
                 process.send_signal(signal.SIGTERM)

@@ -54,6 +54,10 @@ class FakeLease:
     def __init__(self) -> None:
         self.is_lost = False
 
+    @property
+    def is_certain(self) -> bool:
+        return not self.is_lost
+
     async def confirmed(self) -> None:
         if self.is_lost:
             raise Refused("lost")
@@ -70,7 +74,7 @@ def lease() -> FakeLease:
 @pytest.fixture
 async def books(tmp_path: Path, lease: FakeLease) -> AsyncIterator[Bookkeeper]:
     with ThreadPoolExecutor(1) as executor:
-        yield Bookkeeper(Accounts(), tmp_path, executor, confirmed=lease.confirmed)
+        yield Bookkeeper(Accounts(), tmp_path, executor, claim=lease)
 
 
 @asynccontextmanager
@@ -120,6 +124,18 @@ async def test_without_the_lease_nothing_is_settled(
             await books.settled()
     assert message.acks == 0
     assert (tmp_path / "accounts.json").exists() is (lost == "while it is written")
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_checkpoint_says_no_more_steps_than_the_journal(
+    books: Bookkeeper, lease: FakeLease, tmp_path: Path, is_lost: bool
+) -> None:
+    await books.write()
+    hold(books, FakeMessage(7))
+    books.count([Outcome(7, None, steps=3)], updates=1)
+    if is_lost:
+        lease.lose()  # a successor may have written the journal
+    assert await books.journaled_steps() == load_accounts(tmp_path).steps == (0 if is_lost else 3)
 
 
 async def test_what_was_acknowledged_leaves_the_next_journal(books: Bookkeeper, tmp_path: Path) -> None:

@@ -93,7 +93,23 @@ def test_what_a_failed_start_left_may_be_used_again(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     for name in ("logs", "nats", "tensorboard", "checkpoints"):
         (tmp_path / name).mkdir()
+    snapshot = tmp_path / "replay" / "snapshot-000000000001-end"
+    snapshot.mkdir(parents=True)
     use(tmp_path)
+    assert not snapshot.parent.exists(), "another run would refuse it"
+
+
+def test_a_replay_is_left_as_it_is_where_the_directory_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "replay").mkdir()
+    with used_directory(config(tmp_path, resume=True)):
+        assert (tmp_path / "replay").is_dir()
+        with pytest.raises(RunError, match="is in use by another seedrl train"):
+            use(tmp_path)
+    (tmp_path / "accounts.json").touch()
+    with pytest.raises(RunError, match="is not empty"):
+        use(tmp_path)
+    assert (tmp_path / "replay").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The NATS server of a local run: started again until it has died too often."""
 
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,9 @@ async def test_a_server_that_never_starts_again_ends_it(
     assert caught.value.exit_status == 1
 
 
-@pytest.mark.parametrize("has_room", [True, False])
+@pytest.mark.parametrize(("has_room", "is_removed"), [(True, False), (True, True), (False, False)])
 async def test_a_server_that_keeps_nothing_is_started_again_once_its_disk_has_room(
-    has_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    has_room: bool, is_removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     servers = Servers(slow=range(0))
     monkeypatch.setattr(nats, "embedded_nats", servers)
@@ -89,6 +90,8 @@ async def test_a_server_that_keeps_nothing_is_started_again_once_its_disk_has_ro
         return ["NATS to keep chunks (no answer in time)"] if len(servers.running) == 1 else ["actors"]
 
     async with nats.nats_of_run(config(tmp_path), waiting):
+        if is_removed:
+            shutil.rmtree(tmp_path / "nats")
         await eventually(lambda: looks > 60 if not has_room else len(servers.running) == 2, 20)
         seen = looks
         await eventually(lambda: looks > seen + 60, 20)

@@ -112,6 +112,23 @@ async def test_a_run_fails_whose_learner_or_replay_cannot_save_what_it_has(
             assert not await run.until_done(stop)
 
 
+async def test_replay_is_ended_also_where_nobody_can_tell_what_the_learner_had_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = local_run(tmp_path, agent="r2d2", optimizer="adam")
+    (tmp_path / "accounts.json").write_text("no journal")
+    ended = []
+    for name, service in run.services.items():
+
+        async def end(*, grace_seconds: float, name: str = name) -> ServiceFailed | None:
+            ended.append(name)
+            return ServiceFailed("learner: it was killed", 1) if name == "learner" else None
+
+        monkeypatch.setattr(service, "end", end)
+    assert str(await run._end()) == "learner: it was killed"
+    assert ended[-1] == "replay"
+
+
 def test_services_meet_at_one_address_and_no_command_line_shows_the_token(tmp_path: Path) -> None:
     run = local_run(tmp_path)
     host, _, port = run.inference_url.rpartition(":")

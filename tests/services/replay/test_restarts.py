@@ -215,14 +215,14 @@ async def test_the_successor_of_a_stopped_replay_waits_until_that_has_ended(
             async with replaying(replay_config(nats, tmp_path, **FREE)) as replay:
 
                 async def waits() -> bool:
-                    (words,) = (await status_of(bus))["waiting"]
-                    return f"replay, which process {process.pid} on " in words
+                    waiting = (await status_of(bus))["waiting"]
+                    return any(f"replay, which process {process.pid} on " in words for words in waiting)
 
                 await eventually(waits)
                 process.send_signal(signal.SIGTERM)
                 process.send_signal(signal.SIGCONT)
                 await queue.emptied()
-                assert process.poll() is not None
+                await eventually(lambda: process.poll() is not None)
                 await replay.stopped()
         accounts = await queue.exact_accounts(tmp_path)
         assert accounts.inserted == 12

@@ -304,6 +304,76 @@ class QForgetsToReset(QModel):
         return hidden
 
 
+class CountsSteps(Model):
+    """Knows no number of steps above an episode's limit, and none below 0."""
+
+    def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
+        super().__init__(environment=environment, network=network)
+        self.places = nn.Embedding(50, 6)
+        self.body = nn.Linear(5, 6)
+        del self.cell
+
+    def initial_state(self, batch_size: int) -> State:
+        return (torch.zeros(batch_size),)
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        (count,) = state
+        counts = []
+        for is_first in inputs.is_first:
+            count = count.masked_fill(is_first, 0)
+            counts.append(count)
+            count = count + 1
+        places = self.places(torch.stack(counts).long())
+        features = (self.body(inputs.observation["vector"]) + places).tanh().float()
+        return NetworkOutput(self.policy(features).float(), self.baseline(features).squeeze(-1).float()), (
+            count,
+        )
+
+
+class MasksActions(Model):
+    lowest = -3.4e38
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, state = super().forward(inputs, state)
+        may_be_taken = inputs.observation["vector"][..., :3] > 0
+        return output._replace(
+            policy_logits=output.policy_logits + torch.where(may_be_taken, 0.0, self.lowest)
+        ), state
+
+
+class MasksActionsAndMixesRows(MasksActions):
+    lowest = -1e9
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        output, state = super().forward(inputs, state)
+        rows = inputs.observation["vector"].mean((1, 2)).view(-1, 1, 1)
+        return output._replace(policy_logits=output.policy_logits + rows), state
+
+
+class LstmOfTorch(Model):
+    """Under autocast it computes in bfloat16, for which some CPUs have no kernel."""
+
+    def __init__(self, *, environment: EnvironmentSpec, network: NetworkSpec) -> None:
+        super().__init__(environment=environment, network=network)
+        self.lstm = nn.LSTM(5, 6)
+        del self.cell
+
+    def initial_state(self, batch_size: int) -> State:
+        return torch.zeros(batch_size, 6), torch.zeros(batch_size, 6)
+
+    def forward(self, inputs: NetworkInput, state: State) -> tuple[NetworkOutput, State]:
+        outputs = []
+        for x, is_first in zip(inputs.observation["vector"], inputs.is_first, strict=True):
+            hidden, cell = (self.reset(leaf, is_first).unsqueeze(0) for leaf in state)
+            output, (hidden, cell) = self.lstm(x.unsqueeze(0), (hidden, cell))
+            state = hidden[0].float(), cell[0].float()
+            outputs.append(output[0])
+        features = torch.stack(outputs)
+        return NetworkOutput(
+            self.policy(features).float(), self.baseline(features).squeeze(-1).float()
+        ), state
+
+
 BROKEN_Q = [
     (Model, "returns NetworkOutput without q_values: agent r2d2 needs QOutput"),
     (HalfPrecisionQ, "q_values must be float32"),
@@ -319,6 +389,7 @@ BROKEN = [
     (HalfPrecisionOutputs, "under bfloat16 autocast, policy_logits must be float32"),
     (BaselineWithAnAxisTooMany, "baseline must be"),
     (MixesRows, "row"),
+    (MasksActionsAndMixesRows, "row|differs from a single step"),
     (ChangesItsInput, "changes its input observation vector"),
     (ChangesItsState, "changes its input state leaf 0"),
     (HalvesItsState, "changes its input state leaf 0"),
@@ -344,7 +415,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("correct", [Model, ReturnsAnotherKind])
+@pytest.mark.parametrize("correct", [Model, ReturnsAnotherKind, CountsSteps, MasksActions, LstmOfTorch])
 def test_a_correct_network_of_ones_own_meets_the_contract(correct: type[Model]) -> None:
     spec = NetworkSpec(name="own:Model")
     check_network(correct(environment=SMALL, network=spec), SMALL, spec)
