@@ -61,6 +61,7 @@ class Settling(Generic[A]):
         self._settled = asyncio.Condition()
         self._is_settled = True
         self.trouble = ""  # why the journal cannot be written
+        self.journaled_steps = accounts.steps  # those that the journal knows of
 
     @property
     def held(self) -> int:
@@ -98,8 +99,9 @@ class Settling(Generic[A]):
 
     async def write(self, *, durable: bool = False) -> None:
         """Writes the journal now; `durable`: to the disk."""
-        data = self.accounts.to_json()
+        data, steps = self.accounts.to_json(), self.accounts.steps
         await in_thread(partial(write_accounts, self._directory, data, durable=durable), self._executor)
+        self.journaled_steps = steps
 
     async def close(self) -> None:
         """Writes the journal to the disk, and gives the messages in hand back to the queue.

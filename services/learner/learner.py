@@ -100,8 +100,7 @@ class Learner:
         if session is None or books is None:
             raise RunError("there is nothing to save before training has begun")
         try:
-            # Of steps that only the checkpoint knew, the messages would come back and be counted once more.
-            save = partial(session.save, steps=await books.journaled_steps())
+            save = partial(session.save, steps=await books.steps_for_checkpoint())
             name, updates = await in_thread(save, self._training)
         except RunError:
             self._report.checkpoint_failures += 1

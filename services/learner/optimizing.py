@@ -29,8 +29,9 @@ class OptimizedNetwork:
     def weights(self) -> dict[str, Tensor]:
         """The network's weights, not copied. Raises TrainingDiverged when one is not finite."""
         weights: dict[str, Tensor] = self.network.state_dict()
-        floating = [tensor for tensor in weights.values() if tensor.is_floating_point()]
-        if not torch.isfinite(nn.utils.get_total_norm(floating, norm_type=math.inf)):
+        # Buffers do not diverge, and may hold infinities of their own, as a mask does.
+        learned = [parameter for parameter in self._parameters if parameter.numel()]
+        if not torch.isfinite(nn.utils.get_total_norm(learned, norm_type=math.inf)):
             raise TrainingDiverged(f"training diverged: after update {self.updates} a weight is not finite")
         return weights
 

@@ -22,7 +22,6 @@ class Bookkeeper(Settling[Accounts]):
     ) -> None:
         super().__init__(accounts, run_dir, executor, claim=claim)
         self._journaled_updates = -1
-        self._journaled_steps = accounts.steps
 
     def count(self, outcomes: Iterable[Outcome], *, updates: int | None = None) -> None:
         """Counts messages in hand that are done with, and the update that was done with them."""
@@ -44,17 +43,19 @@ class Bookkeeper(Settling[Accounts]):
         async with self._settled:
             await self._settled.wait_for(lambda: self._journaled_updates >= updates)
 
-    async def journaled_steps(self) -> int:
-        """The steps that the journal knows of: all, unless another process may write it by now."""
+    async def steps_for_checkpoint(self) -> int:
+        """The steps that the journal knows of: all, unless another process may write it by now.
+
+        Of steps that the checkpoint alone knew, the messages would come back and be counted once more.
+        """
         if self._claim.is_certain:
             await self.write()
-        return self._journaled_steps
+        return self.journaled_steps
 
     async def write(self, *, durable: bool = False) -> None:
         """As the base's."""
-        updates, steps = self.accounts.updates, self.accounts.steps
+        updates = self.accounts.updates
         await super().write(durable=durable)
-        self._journaled_steps = steps
         async with self._settled:
             self._journaled_updates = updates
             self._settled.notify_all()

@@ -126,7 +126,7 @@ class Replay:
         )
         await books.write(durable=True)
         report.gate, report.accounts, report.held = gate, accounts, lambda: books.held
-        report.journal_trouble = lambda: books.trouble
+        report.journal_trouble, report.journaled_steps = lambda: books.trouble, lambda: books.journaled_steps
         if snapshot is not None:
             report.restored = f"{shelf.table.size:,} sequences"
             log.info("restored", items=shelf.table.size, rolled_back=accounts.rolled_back)

@@ -21,6 +21,7 @@ class Report:
     awaited: list[str] = field(default_factory=list)  # before anything can be inserted
     gate: Gate | None = None  # once there is a spec
     accounts: Accounts = field(default_factory=Accounts)
+    journaled_steps: Callable[[], int] = lambda: 0  # those that a crash takes nothing of
     least_steps: int = 0  # said before a crash; what was not acknowledged then is counted when it comes again
     queue: QueueState = field(default_factory=lambda: QueueState(0, 0))
     held: Callable[[], int] = lambda: 0  # messages in hand
@@ -32,8 +33,8 @@ class Report:
 
     @property
     def steps(self) -> int:
-        """Environment steps inserted and refused; never fewer than before a crash."""
-        return max(self.least_steps, self.accounts.steps)
+        """Environment steps inserted and refused, as the journal knows; never fewer than before a crash."""
+        return max(self.least_steps, self.journaled_steps())
 
     @property
     def ratio(self) -> float:

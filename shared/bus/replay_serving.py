@@ -86,16 +86,16 @@ class _Server:
             subjects.replay_snapshot: self._snapshot,
         }
         subscriptions = []
-        try:
-            async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group:
+            try:
                 for subject, handler in handlers.items():
                     take = self._taking(group, handler)
                     subscriptions.append(await self._bus.nc.subscribe(subject, cb=take))
                 await asyncio.Event().wait()
-        finally:
-            for subscription in subscriptions:
-                with suppress(nats.errors.Error):
-                    await subscription.unsubscribe()
+            finally:  # before the group, which takes no more tasks then
+                for subscription in subscriptions:
+                    with suppress(nats.errors.Error):
+                        await subscription.unsubscribe()
 
     def _taking(
         self, group: asyncio.TaskGroup, handler: Callable[[Msg], Coroutine[Any, Any, None]]

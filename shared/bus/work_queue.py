@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import nats.errors
 from nats.aio.msg import Msg
 from nats.js import api
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
+from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from shared.bus.connection import Bus
 from shared.bus.pulling import Puller
@@ -153,8 +153,7 @@ class QueueMessage:
                     # A consumer that was lost, and made again, knows nothing of what it had delivered.
                     self._puller.doubt()
                     if await self._is_kept():
-                        stream = self._bus.subjects.trajectories_stream
-                        await self._bus.js.delete_msg(stream, self.sequence)
+                        await self._remove()
 
         await self._bus.persistently(confirm)
         self._is_acknowledged = True
@@ -185,6 +184,14 @@ class QueueMessage:
     async def _said(self, word: bytes) -> None:
         with suppress(nats.errors.Error):
             await self._bus.nc.publish(self._reply, word)
+
+    async def _remove(self) -> None:
+        """Takes it out of the queue without its consumer. Raises ConnectionFailed."""
+        try:
+            await self._bus.js.delete_msg(self._bus.subjects.trajectories_stream, self.sequence)
+        except APIError:  # also where the acknowledgement came through meanwhile, though late
+            if await self._is_kept():
+                raise
 
     async def _is_kept(self) -> bool:
         """Whether it is in the queue: it, not another of its number. Raises ConnectionFailed."""

@@ -401,6 +401,17 @@ def test_weights_that_are_not_finite_are_never_handed_out() -> None:
         trainer.weights()
 
 
+def test_buffers_may_hold_infinities_or_nothing() -> None:
+    class MaskingNetwork(CountingNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+            self.register_buffer("nothing", torch.zeros(0))
+
+    trainer = VTraceTrainer(MaskingNetwork(), make_config(), device=CPU)
+    assert {"weight", "mask", "nothing"} <= trainer.weights().keys()
+
+
 # Restoring
 
 

@@ -1,7 +1,10 @@
 import asyncio
 import gc
+from typing import Any
 
 import pytest
+from nats import errors as nats_errors
+from nats.aio.msg import Msg
 from nats.js import api
 
 from shared.bus import work_queue
@@ -332,6 +335,31 @@ async def test_a_message_that_a_new_consumer_does_not_know_is_acknowledged_all_t
         await asyncio.wait_for(message.ack(), 10)
         await message.ack()
         assert await queue_state(bus) == QueueState(last_sequence=1, messages=0)
+
+
+async def test_an_acknowledgement_that_came_through_late_is_one(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nats.bus() as bus:
+        await ensure_queue(bus, 3)
+        for number in range(2):
+            await publish_chunk(bus, b"", f"m/{number}")
+        _, message = await fetch_all(QueueConsumer(bus), 2)
+        request, requests = bus.nc.request, []
+
+        async def late(subject: str, payload: bytes = b"", **options: Any) -> Msg:
+            if payload == Msg.Ack.Ack:
+                requests.append((subject, payload))
+                raise nats_errors.TimeoutError
+            if ".MSG.DELETE." in subject:
+                for each in requests:
+                    await request(*each)
+            return await request(subject, payload, **options)
+
+        monkeypatch.setattr(bus.nc, "request", late)
+        await asyncio.wait_for(message.ack(), 10)
+        assert requests
+        assert await queue_state(bus) == QueueState(last_sequence=2, messages=1)
 
 
 async def test_a_message_of_a_lost_store_is_not_taken_for_the_new_one_of_its_number(
