@@ -77,7 +77,7 @@ def outcome(job: Callable[[], T], future: "asyncio.Future[T]") -> Callable[[], N
     """Does `job` in the thread that calls this; what it returns tells `future`, and is for the event loop."""
     try:
         result = job()
-    except StopIteration as error:  # no future takes it
+    except (StopIteration, asyncio.CancelledError) as error:  # no future takes it, or not for what it is
         return partial(_fail, future, RuntimeError(f"a job raised {error!r}"))
     except BaseException as error:  # it belongs to whoever asked
         return partial(_fail, future, error)

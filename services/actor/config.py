@@ -57,7 +57,7 @@ class ActorConfig(Settings, ServiceSettings, InferenceAccess):
     env_threads: int = Field(0, ge=0, le=1024)
     """Threads of one group's native Atari or envpool environments; 0: one per CPU."""
     step_threads: int = Field(1, ge=1, le=64)
-    """Groups that may step at the same time."""
+    """Groups that may step at the same time; each always steps in the same thread."""
     step_timeout: float = Field(60.0, gt=0)
     """Seconds a group may take for one step before the actor ends with an error; waiting for actions does
     not count."""

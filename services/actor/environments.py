@@ -13,6 +13,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -116,7 +117,7 @@ class GroupMaker:
             kwargs |= self._atari_kwargs()
         elif is_pool(spec):
             kwargs["num_threads"] = self._threads
-        native: Vector = creator(num_envs=self.group_size, **{**kwargs, **self.env_kwargs})
+        native: Vector = creator(num_envs=self.group_size, **deepcopy({**kwargs, **self.env_kwargs}))
         environment_spec(native.single_observation_space, native.single_action_space)
         rows = native.action_space.shape
         if native.num_envs != self.group_size or rows != (self.group_size,):
@@ -204,7 +205,8 @@ class SingleMaker:
     def _bare(self) -> Env[Any, Any]:
         spec = resolved(self.env)
         kwargs = {"repeat_action_probability": 0.0} if _is_ale_vector(spec) else {}
-        return gymnasium.make(spec, disable_env_checker=True, **{**kwargs, **self.env_kwargs})
+        # Each has its own: an environment may change what it was given, or keep its state in it.
+        return gymnasium.make(spec, disable_env_checker=True, **deepcopy({**kwargs, **self.env_kwargs}))
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:

@@ -6,8 +6,9 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 import numpy as np
@@ -42,6 +43,8 @@ _FINAL_FOR_HELLO = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
+
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -106,6 +109,7 @@ class Group:
         self._environments = environments
         self._stub = stub
         self._threads = threads
+        self._index = index
         self._metrics = metrics
         self._backoff = Backoff()
         self._rejections = Backoff(longest=REJECTED_SECONDS)
@@ -182,7 +186,7 @@ class Group:
     async def _alternate(self, stream: InferenceStream, shared: Sequence[Array] | None) -> None:
         """Step and actions in turn, until the stream ends with OK; observations go to `shared`, if any."""
         reset = functools.partial(self._environments.reset, into=shared)
-        transition = await self._threads.run(reset, limit_seconds=self._config.step_timeout)
+        transition = await self._in_thread(reset)
         self._count(transition)
         sequence = 0
         settles_at = time.perf_counter() + SETTLED_SECONDS
@@ -206,9 +210,12 @@ class Group:
             transition = await self._step(action)
             sequence += 1
 
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await self._threads.run(function, group=self._index, limit_seconds=self._config.step_timeout)
+
     async def _step(self, action: NDArray[np.int64]) -> Transition:
         timed = functools.partial(self._timed, action)
-        transition, seconds = await self._threads.run(timed, limit_seconds=self._config.step_timeout)
+        transition, seconds = await self._in_thread(timed)
         self._metrics.step_seconds.observe(seconds)
         self._count(transition)
         return transition
@@ -252,6 +259,7 @@ class Group:
     def _disconnected(self) -> None:
         if self.state.connected:
             self.state.connected = self.state.shared_memory = self.state.pipes = False
+            self.state.waiting_for = self.state.waiting_for or "its end: the run is over"
             self._metrics.groups_connected.dec()
 
     def _lost(self, lost: Exception) -> None:

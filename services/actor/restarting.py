@@ -4,6 +4,7 @@ One that gives a number that is not finite, or results that are not as they shou
 """
 
 import traceback
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 from gymnasium import Env
 
 from services.actor.finite import check_reward
-from services.actor.results import WrongResult, explained, first_and_info, wrong_count
+from services.actor.results import WrongResult, explained, first_and_info, one_reward, wrong_count
 from services.actor.spaces import ObservationCheck
 from shared.errors import ConfigurationError, SeedrlError
+from shared.telemetry import get_logger
 
 MAX_CRASHES_IN_A_ROW = 10
 
@@ -23,8 +25,12 @@ RESTARTS = "seedrl_restarts"
 CRASH = "seedrl_crash"
 REASON = "seedrl_reason"
 
-# What a crash is: some libraries end the process when a window or a simulator is gone.
-CRASHES = (Exception, SystemExit)
+# What a crash is: some libraries end the process when a window or a simulator is gone, and an environment with
+# an event loop of its own may have something cancelled in it.
+CRASHES = (Exception, SystemExit, CancelledError)
+
+
+log = get_logger(__name__)
 
 
 class EnvironmentCrashed(SeedrlError):
@@ -107,7 +113,7 @@ class RestartingEnvironment(Env[Any, Any]):
                 observation, given, terminated, truncated, _ = result
             except (TypeError, ValueError) as error:
                 raise wrong_count("step", result) from error
-            reward, terminated, truncated = float(given), bool(terminated), bool(truncated)
+            reward, terminated, truncated = one_reward(given), bool(terminated), bool(truncated)
             check_reward(reward)
             self._check(observation)
         except CRASHES as error:
@@ -117,8 +123,11 @@ class RestartingEnvironment(Env[Any, Any]):
         return observation, reward, terminated, truncated, {}
 
     def close(self) -> None:
-        """Closes the environment."""
-        self._env.close()
+        """Closes the environment. What that raises keeps no other from being closed."""
+        try:
+            self._env.close()
+        except CRASHES as error:
+            log.debug("closing an environment failed", reason=in_a_line(error))
 
     def _replaced(self, error: BaseException) -> tuple[Any, dict[str, Any]]:
         """First observation of a new environment, made and reset until that succeeds."""

@@ -4,6 +4,9 @@ import re
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
+_SHOWN = 80  # characters
 _PARTS = {
     "step": ("observation", "reward", "terminated", "truncated", "info"),
     "reset": ("observation", "info"),
@@ -31,6 +34,23 @@ def first_and_info(result: Any) -> tuple[Any, dict[str, Any]]:
         raise wrong_count("reset", result)
     observation, info = result
     return observation, info
+
+
+def one_reward(given: Any) -> float:
+    """The reward of one environment, also as an array of one. Raises WrongResult where it is no number."""
+    if isinstance(given, int | float):
+        return float(given)
+    try:
+        value = np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise _no_reward(given) from error
+    if value.size != 1 or value.dtype.kind not in "biuf":
+        raise _no_reward(given)
+    return float(value.reshape(()))
+
+
+def _no_reward(given: Any) -> WrongResult:
+    return WrongResult(f"reward must be one number, not {repr(given)[:_SHOWN]}")
 
 
 def explained(error: BaseException) -> BaseException:

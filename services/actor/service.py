@@ -134,7 +134,7 @@ class _Actor:
         try:
             for index in range(self._config.groups):
                 make = functools.partial(_make_group, self._config, index, self._threads.gets_on)
-                made.append(await self._threads.run(make))
+                made.append(await self._threads.run(make, group=index))
             self._metrics.groups.set(len(made))
             log.info(
                 "environments made",
@@ -146,7 +146,9 @@ class _Actor:
         finally:
             try:
                 async with asyncio.timeout(_CLOSE_SECONDS):
-                    await asyncio.gather(*(self._threads.run(group.close) for group in made))
+                    await asyncio.gather(
+                        *(self._threads.run(each.close, group=index) for index, each in enumerate(made))
+                    )
             except TimeoutError:
                 log.warning("environments that are busy or slow to close were left to the end of the process")
 

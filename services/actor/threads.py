@@ -41,15 +41,20 @@ class _Running:
 
 
 class StepThreads:
-    """Runs functions in `count` threads, first come, first served. At most one job per group waits."""
+    """Runs functions in `count` threads, those of one group always in the same, first come, first served.
+
+    What environments hold may belong to the thread that made it: a graphics context, a database's connection.
+    At most one job per group waits.
+    """
 
     def __init__(self, count: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._looked_at = clock()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: list[queue.SimpleQueue[_Job | None]] = [queue.SimpleQueue() for _ in range(count)]
         self._running: dict[int, _Running] = {}  # by thread
         self._threads = [
-            threading.Thread(target=self._work, name=f"step-{number}", daemon=True) for number in range(count)
+            threading.Thread(target=self._work, args=(jobs,), name=f"step-{number}", daemon=True)
+            for number, jobs in enumerate(self._jobs)
         ]
 
     def __enter__(self) -> Self:
@@ -61,22 +66,23 @@ class StepThreads:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Lets the threads end after what is queued; does not wait for one that is stuck."""
-        for _ in self._threads:
-            self._jobs.put(None)
+        for jobs in self._jobs:
+            jobs.put(None)
         # Python may only end once they are out of native code: it would take the process down with it.
         deadline = time.monotonic() + _END_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    async def run(self, function: Callable[[], T], *, limit_seconds: float = math.inf) -> T:
-        """The result of `function`. When cancelled, a function that has begun runs on to its end.
+    async def run(self, function: Callable[[], T], *, group: int = 0, limit_seconds: float = math.inf) -> T:
+        """The result of `function`, which is the group's of this number.
 
+        When cancelled, a function that has begun runs on to its end.
         Nothing can end a function that takes longer than `limit_seconds`, or does not get on for so long, but
         `is_overdue` then says so.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._jobs.put(_Job(function, limit_seconds, loop, future))
+        self._jobs[group % len(self._jobs)].put(_Job(function, limit_seconds, loop, future))
         return await future
 
     def gets_on(self) -> None:
@@ -103,9 +109,9 @@ class StepThreads:
             job.counted_seconds += min(passed, now - job.got_on)
         return any(job.counted_seconds > job.limit_seconds for job in jobs)
 
-    def _work(self) -> None:
+    def _work(self, jobs: "queue.SimpleQueue[_Job | None]") -> None:
         me = threading.get_ident()
-        while (job := self._jobs.get()) is not None:
+        while (job := jobs.get()) is not None:
             if job.future.cancelled():
                 continue
             now = self._clock()

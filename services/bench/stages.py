@@ -21,7 +21,7 @@ import torch
 
 from services.actor.autoreset import episode_starts
 from services.actor.service import group_maker
-from services.actor.spaces import ObservationEncoder, environment_spec
+from services.actor.spaces import ActionDecoder, ObservationEncoder, environment_spec
 from services.bench.config import PipelineConfig
 from services.bench.cpu import own_cpu_seconds
 from services.inference.graphs import GraphedNetwork
@@ -104,7 +104,7 @@ def env_work(config: PipelineConfig) -> Callable[[], float]:
     _, info = group.reset(seed=0)
     starts = episode_starts(group, info)
     actions = np.random.default_rng(0).integers(group.single_action_space.n, size=(1000, config.group_size))
-    number = _endless(actions)
+    number = _endless(ActionDecoder(group.single_action_space)(actions))
 
     def work() -> int:
         _, _, terminated, truncated, info = group.step(next(number))
@@ -248,6 +248,7 @@ def _recorded(config: PipelineConfig, *, steps: int, rows: int | None = None) ->
     group: Any = group_maker(config)()
     spec = own_spec(config, environment_spec(group.single_observation_space, group.single_action_space))
     encode = ObservationEncoder(group.single_observation_space, group_size=config.group_size)
+    decode = ActionDecoder(group.single_action_space)
     observation, _ = group.reset(seed=0)
     random = np.random.default_rng(0)
     recorded: dict[str, list[torch.Tensor]] = {leaf.name: [] for leaf in spec.environment.observation}
@@ -256,7 +257,8 @@ def _recorded(config: PipelineConfig, *, steps: int, rows: int | None = None) ->
             array = np.frombuffer(data, leaf.dtype).reshape(config.group_size, *leaf.shape)
             repeated = np.resize(array, (rows or config.group_size, *leaf.shape))
             recorded[leaf.name].append(torch.from_numpy(repeated.copy()))
-        observation, *_ = group.step(random.integers(group.single_action_space.n, size=config.group_size))
+        actions = random.integers(group.single_action_space.n, size=config.group_size)
+        observation, *_ = group.step(decode(actions))
     group.close()
     return spec, {name: torch.stack(leaves, dim=1) for name, leaves in recorded.items()}
 

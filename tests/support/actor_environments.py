@@ -3,6 +3,7 @@
 For use as `tests.support.actor_environments:Id-v0`; importing this module registers them.
 """
 
+import asyncio
 import os
 import sys
 import time
@@ -23,8 +24,9 @@ MODULE = __name__
 class TroubleEnvironment(CountingEnvironment):
     """A counting environment that makes trouble in step `at` of its life, or in the first reset after it.
 
-    `trouble`: step, reset, close (raise), exit (SystemExit), die (the process is gone), hang, nan (in the
-    observation), inf (as reward), nan_reset (in the reset's observation), made (its constructor hangs).
+    `trouble`: step, reset, close (raise), exit (SystemExit), cancel (CancelledError), die (the process is
+    gone), hang, nan (in the observation), inf (as reward), nan_reset (in the reset's observation), made (its
+    constructor hangs), cancel_made (or raises CancelledError).
     `marker` is a file that is there once any instance has made the trouble; without one each makes it.
     """
 
@@ -32,6 +34,8 @@ class TroubleEnvironment(CountingEnvironment):
         super().__init__(**kwargs)
         self._trouble, self._at, self._marker = trouble, at, marker
         self._steps = 0
+        if trouble == "cancel_made":
+            raise asyncio.CancelledError
         if trouble == "made":
             time.sleep(3600)
 
@@ -72,6 +76,8 @@ class TroubleEnvironment(CountingEnvironment):
         match self._trouble:
             case "step" | "close":
                 raise Crash("told to crash in step")
+            case "cancel":
+                raise asyncio.CancelledError
             case "exit":
                 sys.exit("the simulator's window was closed")
             case "die":
@@ -247,6 +253,22 @@ class TalkativeEnvironment(CountingEnvironment):
         return observation, reward, terminated, truncated, info
 
 
+class LayoutEnvironment(CountingEnvironment):
+    """Keeps its state in the argument that it was given."""
+
+    def __init__(self, *, layout: list[int]) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(0, 99, (2,), np.float32)
+        self._layout = layout
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[NDArray[Any], dict[str, Any]]:
+        return np.array(self._layout, np.float32), super().reset(seed=seed, options=options)[1]
+
+    def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        self._layout[0] += 1
+        return np.array(self._layout, np.float32), *super().step(action)[1:]
+
+
 _NAPS = 20
 
 
@@ -286,6 +308,7 @@ _register("Trouble-v0", TroubleEnvironment)
 _register("Spaces-v0", SpacesEnvironment)
 _register("Slow-v0", SlowEnvironment)
 _register("Talkative-v0", TalkativeEnvironment)
+_register("Layout-v0", LayoutEnvironment)
 _register("Odd-v0", OddEnvironment)
 _register("OddLimited-v0", OddEnvironment, max_episode_steps=100)  # which Gymnasium's own wrapper looks after
 _register("OddVector-v0", None, OddVectorEnvironment)

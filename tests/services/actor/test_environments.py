@@ -71,6 +71,14 @@ def test_arguments_reach_the_environment_in_every_way() -> None:
         assert env.step(np.array([0]))[1][0] == 0.0, way
 
 
+def test_each_environment_has_arguments_of_its_own() -> None:
+    given = {"layout": [0, 0]}
+    env = GroupMaker(env=f"{OURS}:Layout-v0", group_size=3, env_kwargs=given)()
+    env.reset()
+    assert env.step(np.zeros(3, np.int64))[0].tolist() == [[1, 0]] * 3
+    assert given == {"layout": [0, 0]}
+
+
 def test_a_native_environment_that_takes_its_autoreset_mode_gets_next_step() -> None:
     env = GroupMaker(env=f"{OURS}:Choosing-v0", group_size=2)()
     assert isinstance(env, trouble.ChoosingVectorEnvironment)

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
 from services.actor.restarting import (
     CRASH,
@@ -49,11 +50,12 @@ def replaced_at_the_second_step(env: RestartingEnvironment) -> dict[str, Any]:
     return info
 
 
-@pytest.mark.parametrize("trouble", ["step", "exit", "close"])
+@pytest.mark.parametrize("trouble", ["step", "exit", "close", "cancel"])
 def test_a_crash_gives_a_new_environments_first_observation_and_says_so(trouble: str) -> None:
     env = restarting(trouble=trouble, at=2)
     info = replaced_at_the_second_step(env)
-    assert ("window was closed" if trouble == "exit" else "told to crash in step") in info[CRASH]
+    said = {"exit": "window was closed", "cancel": "CancelledError"}
+    assert said.get(trouble, "told to crash in step") in info[CRASH]
     assert ("its close() raised Crash" in info[CRASH]) == (trouble == "close")
 
 
@@ -93,7 +95,7 @@ def test_a_reset_that_is_not_finite_is_a_crash_also_of_a_replacement(tmp_path: P
         restarting(trouble="nan_reset", at=0).reset()
 
 
-@pytest.mark.parametrize("reward", [float("nan"), 1e39, "much"])
+@pytest.mark.parametrize("reward", [float("nan"), 1e39, "much", "1.0", None, np.zeros(2), [1.0, 2.0], 1j])
 def test_a_reward_that_cannot_be_sent_is_a_crash(reward: Any) -> None:
     class Odd(CountingEnvironment):
         def step(self, action: Any) -> Any:
@@ -103,6 +105,22 @@ def test_a_reward_that_cannot_be_sent_is_a_crash(reward: Any) -> None:
     env = RestartingEnvironment(Odd)
     env.reset()
     assert env.step(A0)[4][RESTARTS] == 1
+
+
+@pytest.mark.parametrize(
+    "reward", [2, 2.0, True + True, np.float32(2), np.int8(2), np.array([2.0]), np.array(2)]
+)
+def test_a_reward_may_be_any_number_also_in_an_array_of_one(reward: Any) -> None:
+    class Odd(CountingEnvironment):
+        def step(self, action: Any) -> Any:
+            observation, _, *rest = super().step(action)
+            return observation, reward, *rest
+
+    env = RestartingEnvironment(Odd)
+    env.reset()
+    given = env.step(A0)[1]
+    assert type(given) is float
+    assert given == 2.0
 
 
 def test_the_same_seed_gives_the_same_replacements() -> None:
@@ -197,6 +215,19 @@ def test_every_environment_that_was_used_up_is_counted_and_said() -> None:
     assert info[RESTARTS] == 3
     assert info[REASON] == "Crash: no simulator for the 3."
     assert "no simulator for the 2." in info[CRASH]
+
+
+def test_an_environment_that_cannot_be_closed_keeps_no_other_from_it() -> None:
+    closed: list[int] = []
+
+    class Stubborn(CountingEnvironment):
+        def close(self) -> None:
+            closed.append(id(self))
+            raise Crash("it will not")
+
+    group = SyncVectorEnv([lambda: RestartingEnvironment(Stubborn)] * 3)
+    group.close()
+    assert len(set(closed)) == 3
 
 
 def test_closing_closes_the_environment_that_is_there_now() -> None:

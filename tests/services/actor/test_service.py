@@ -433,9 +433,20 @@ async def test_a_crashed_environment_is_counted_and_shows_as_is_first(
     assert not stream.flags("terminated").any()
 
 
-async def test_an_environment_that_always_crashes_ends_the_actor(inference: ScriptedInference) -> None:
-    async with acting(inference, TROUBLE, env_kwargs={"trouble": "step", "at": 1}) as actor:
+@pytest.mark.parametrize("trouble", ["step", "cancel"])
+async def test_an_environment_that_always_crashes_ends_the_actor(
+    inference: ScriptedInference, trouble: str
+) -> None:
+    async with acting(inference, TROUBLE, env_kwargs={"trouble": trouble, "at": 1}) as actor:
         with pytest.raises(EnvironmentCrashed, match=f"^environment {TROUBLE} crashed 10 times in a row"):
+            await actor.ended()
+
+
+async def test_an_environment_that_is_cancelled_while_it_is_made_is_named(
+    inference: ScriptedInference,
+) -> None:
+    async with acting(inference, TROUBLE, env_kwargs={"trouble": "cancel_made"}) as actor:
+        with pytest.raises(UnsupportedEnvironment, match=r"could not be made \(sync\): CancelledError"):
             await actor.ended()
 
 

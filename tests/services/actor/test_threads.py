@@ -32,6 +32,16 @@ async def test_an_error_that_no_future_takes_comes_back_as_one_that_it_does() ->
         assert await threads.run(lambda: 1) == 1
 
 
+async def test_a_job_that_says_it_was_cancelled_has_failed() -> None:
+    def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with StepThreads(1) as threads:
+        with pytest.raises(RuntimeError, match="a job raised CancelledError"):
+            await threads.run(cancelled)
+        assert await threads.run(lambda: 1) == 1
+
+
 async def test_one_thread_serves_in_the_order_of_asking() -> None:
     order: list[int] = []
     with StepThreads(1) as threads:
@@ -42,7 +52,16 @@ async def test_one_thread_serves_in_the_order_of_asking() -> None:
 async def test_several_threads_run_at_the_same_time() -> None:
     meeting = threading.Barrier(2, timeout=5)
     with StepThreads(2) as threads:
-        await asyncio.gather(threads.run(meeting.wait), threads.run(meeting.wait))
+        await asyncio.gather(*(threads.run(meeting.wait, group=group) for group in (4, 5)))
+
+
+async def test_a_group_has_always_the_same_thread() -> None:
+    with StepThreads(2) as threads:
+        places = [
+            await threads.run(lambda: threading.current_thread().name, group=group)
+            for group in (0, 1, 2, 0, 1, 2, 2, 2)
+        ]
+    assert places == ["step-0", "step-1", "step-0", "step-0", "step-1", "step-0", "step-0", "step-0"]
 
 
 async def test_who_is_cancelled_does_not_wait_and_what_has_not_begun_never_runs() -> None:
