@@ -25,8 +25,8 @@ RESTARTS = "seedrl_restarts"
 CRASH = "seedrl_crash"
 REASON = "seedrl_reason"
 
-# What a crash is: some libraries end the process when a window or a simulator is gone, and an environment with
-# an event loop of its own may have something cancelled in it.
+# What a crash is: some libraries end the process when a window or a simulator is gone, and in an environment
+# with an event loop of its own something may be cancelled.
 CRASHES = (Exception, SystemExit, CancelledError)
 
 
