@@ -96,8 +96,8 @@ async def test_an_ended_part_is_not_expected_to_make_progress() -> None:
     progress = Progress()
     progress.beat("warm-up")
     progress.forget("warm-up")
-    async with serving(progress=progress, watchdog_seconds=0.05) as (url, client):
-        await asyncio.sleep(0.1)  # longer than it may be silent
+    async with serving(progress=progress, watchdog_seconds=1.0) as (url, client):
+        await asyncio.sleep(1.2)  # longer than it may be silent
         assert (await get(f"{url}/healthz", client))[0] == 200
 
 

@@ -190,7 +190,7 @@ async def test_a_stream_is_half_closed_when_the_actor_stops_also_while_it_waits_
         actor.stop.set()
         await asyncio.sleep(0)
         inference.let_go.set()
-        await actor.ended(2)
+        await actor.ended(5)
     await eventually(lambda: [stream.end for stream in inference.streams] == ["half-closed"] * 2)
 
 
@@ -200,14 +200,14 @@ async def test_stopping_does_not_wait_for_actions_that_never_come(inference: Scr
         inference.let_go.clear()
         await eventually(lambda: inference.total_steps)
         actor.stop.set()
-        await actor.ended(2)
+        await actor.ended(5)
 
 
 async def test_stopping_does_not_wait_for_a_long_step(inference: ScriptedInference) -> None:
-    async with acting(inference, SLOW, env_kwargs={"seconds": 5.0}) as actor:
+    async with acting(inference, SLOW, env_kwargs={"seconds": 30.0}) as actor:
         await inference.steps(1)
         actor.stop.set()
-        await actor.ended(2)
+        await actor.ended(10)
     await eventually(lambda: inference.streams[0].end == "half-closed")
 
 
@@ -395,11 +395,11 @@ async def test_only_a_stream_that_lasted_makes_the_next_wait_short_again(
 
 
 async def test_waiting_for_actions_is_not_limited(inference: ScriptedInference) -> None:
-    async with acting(inference, step_timeout=0.2) as actor:
+    async with acting(inference, step_timeout=1.0) as actor:
         await inference.steps(2)
         inference.let_go.clear()
         began = asyncio.get_running_loop().time()
-        await eventually(lambda: asyncio.get_running_loop().time() > began + 1.2)
+        await eventually(lambda: asyncio.get_running_loop().time() > began + 2.2)
         assert not actor.task.done()
         inference.let_go.set()
         await inference.steps(len(inference.streams[0].steps) + 5)

@@ -47,10 +47,11 @@ async def withheld(service: InferenceRun, actor: ActorStream) -> "asyncio.Task[N
         await actor.ask()
         heard = asyncio.create_task(_heard(actor))
         await asyncio.wait([heard], timeout=0.3)
-        if not heard.done():
+        while not heard.done():  # it may be slow
             streams = {stream["stream_id"]: stream for stream in (await service.status())["streams"]}
-            assert streams[actor.group.stream_id]["withheld"]
-            return heard
+            if streams[actor.group.stream_id]["withheld"]:
+                return heard
+            await asyncio.wait([heard], timeout=0.05)
         heard.result()
 
 

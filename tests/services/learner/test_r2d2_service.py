@@ -302,6 +302,7 @@ async def test_the_lag_of_a_sequence_is_that_of_its_oldest_weights(nats: NatsRun
             await replay.insert(4, update=0)
             await eventually(lambda: load_accounts(tmp_path).updates >= 6)
         accounts = load_accounts(tmp_path)
-        assert accounts.lag_at(1.0) == accounts.updates - 1
+        # Of lags from 100 up two digits are kept.
+        assert accounts.lag_at(1.0) == pytest.approx(accounts.updates - 1, rel=0.05, abs=0)
         assert accounts.lags.total() == accounts.sequences
         assert np.isfinite(accounts.lag_at(0.5))  # type: ignore[arg-type]

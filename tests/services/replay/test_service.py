@@ -97,7 +97,7 @@ async def test_inserts_wait_for_samples_and_hold_the_queue_up(nats: NatsRun, tmp
             assert status["blocked"]["inserts"]
             # One item of credit before the first sample, and a buffer of four beside it; in messages of two.
             assert status["inserted_items"] in (4, 5)
-            assert (await queue_state(bus)).messages == 30
+            await eventually(lambda: _is_full(queue))
             assert not feeding.done()
             client = ReplayClient(bus)
             while not feeding.done():
@@ -326,6 +326,10 @@ async def test_control_writes_a_snapshot_and_stops_it(nats: NatsRun, tmp_path: P
 
 def _probabilities(sample: object) -> list[tuple[int, float]]:
     return list(zip(sample.keys.tolist(), sample.probabilities.tolist(), strict=True))  # type: ignore[attr-defined]
+
+
+async def _is_full(queue: Queue) -> bool:
+    return (await queue_state(queue.bus)).messages == 30
 
 
 async def _says(queue: Queue, words: str) -> bool:

@@ -71,13 +71,13 @@ async def test_asking_does_not_last_longer_than_the_answers(nats: NatsRun) -> No
     async with nats.bus() as bus, serving(bus, "learner", "b", {"checkpoint": saying("saved")}):
         started = time.monotonic()
         assert len(await request_control(bus, "checkpoint", timeout=60)) == 1
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30  # of 60
 
 
 async def test_who_heard_and_does_not_finish_is_named(nats: NatsRun) -> None:
     async with nats.bus() as bus, serving(bus, "learner", "b", {"checkpoint": saying("saved", seconds=60)}):
-        (reply,) = await request_control(bus, "checkpoint", timeout=0.2)
-        words = "heard, but has not finished within 0.2 s"
+        (reply,) = await request_control(bus, "checkpoint", timeout=2)
+        words = "heard, but has not finished within 2 s"
         assert reply == {"service": "learner", "id": "b", "done": words, "failed": 3}
 
 
@@ -85,7 +85,7 @@ async def test_nobody_is_waited_for_where_nobody_listens(nats: NatsRun) -> None:
     async with nats.bus() as bus:
         started = time.monotonic()
         assert await request_control(bus, "stop", timeout=60) == []
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30  # of 60
 
 
 async def test_a_service_is_silent_on_a_verb_that_is_not_for_it(nats: NatsRun) -> None:

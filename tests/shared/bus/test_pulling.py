@@ -62,7 +62,7 @@ async def test_fetching_gives_up_in_time(nats: NatsRun) -> None:
         for timeout in (0.0, 0.3):
             started = time.monotonic()
             assert await consumer.fetch(10, timeout) == []
-            assert timeout <= time.monotonic() - started < timeout + 1
+            assert timeout <= time.monotonic() - started < timeout + 5
 
 
 async def test_a_consumer_waits_for_a_queue_that_is_not_there_yet(nats: NatsRun) -> None:

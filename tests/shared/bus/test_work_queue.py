@@ -270,8 +270,8 @@ async def test_work_in_progress_is_not_given_to_another(nats: NatsRun) -> None:
     async with nats.bus() as bus, nats.bus() as other:
         await ensure_queue(bus, 3)
         await publish_chunk(bus, b"0", "m/0")
-        (message,) = await fetch_all(QueueConsumer(bus, ack_wait=0.5), 1)
-        fetching = asyncio.create_task(QueueConsumer(other, ack_wait=0.5).fetch(1, timeout=1.5))
+        (message,) = await fetch_all(QueueConsumer(bus, ack_wait=1.5), 1)
+        fetching = asyncio.create_task(QueueConsumer(other, ack_wait=1.5).fetch(1, timeout=4))
         while not fetching.done():
             await message.in_progress()
             await asyncio.wait({fetching}, timeout=0.1)
