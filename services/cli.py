@@ -4,7 +4,6 @@ What takes time to import is imported within `main`, so that Ctrl-C is answered 
 """
 
 import atexit
-import contextlib
 import importlib
 import os
 import signal
@@ -154,8 +153,13 @@ def leave() -> NoReturn:
     status = main()
     atexit._run_exitfuncs()  # children of multiprocessing end with it
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads any more
-            stream.flush()
+        try:
+            if stream is not None:
+                stream.flush()
+        except (BrokenPipeError, ValueError):  # nobody reads any more, or it is closed
+            pass
+        except OSError as error:
+            status = status or _failed(f"cannot write what was to be said: {error.strerror}", 1)
     os._exit(status)
 
 

@@ -40,10 +40,9 @@ def free_port(host: str = "127.0.0.1", port: int = 0) -> int:
             probe.bind(place)
             probe.listen()
             return port
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {joined(host, port)}: {error.strerror or error}"
-        ) from error
+    except (OSError, UnicodeError) as error:  # the latter: a name that cannot be one of a host
+        words = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"cannot listen on {joined(host, port)}: {words}") from error
 
 
 def _chosen(probe: socket.socket, place: tuple[object, ...]) -> int:

@@ -137,8 +137,15 @@ def _newest_whole(directory: Path) -> Checkpoint | None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is called as a checkpoint is, and is a directory."""
-    return _NAME.fullmatch(path.name) is not None and path.is_dir()
+    """Whether `path` is called as a checkpoint is, and is a directory that holds no others.
+
+    Raises RunError where that cannot be told.
+    """
+    try:
+        is_called_so = _NAME.fullmatch(path.name) is not None
+        return is_called_so and path.is_dir() and not (path / "checkpoints").is_dir()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -153,6 +160,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def checkpoint_at(path: Path) -> Checkpoint:
     """The checkpoint that is `path`, or the newest of the run whose directory `path` is. Raises RunError."""
+    path = Path(os.path.abspath(path))  # which has a name, also where it is "."
     if is_checkpoint(path):
         return read_checkpoint(path)
     directory = path / "checkpoints"

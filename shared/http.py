@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
+from shared.addresses import joined
 from shared.config import HttpSettings
 from shared.errors import ConfigurationError
 from shared.telemetry import Progress, get_logger, watchdog
@@ -101,11 +102,12 @@ async def serving_http(
         try:
             loop = asyncio.get_running_loop()
             listening = await loop.create_server(connections.new, host, port, backlog=_BACKLOG)
-        except OSError as error:
-            raise ConfigurationError(f"http: cannot listen on {host}:{port}: {_reason(error)}") from error
+        except (OSError, UnicodeError) as error:  # the latter: a name that cannot be one of a host
+            where = joined(host, port)
+            raise ConfigurationError(f"http: cannot listen on {where}: {_reason(error)}") from error
         stack.callback(listening.close)
         bound = int(listening.sockets[0].getsockname()[1])
-        log.info("http", service=service, address=f"{host}:{bound}")
+        log.info("http", service=service, address=joined(host, bound))
         yield bound
 
 
@@ -215,6 +217,8 @@ def _metrics(request: web.Request, registry: CollectorRegistry) -> web.Response:
     return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | UnicodeError) -> str:
     """Without the address, which asyncio repeats in its text; a failed name lookup has a negative number."""
+    if isinstance(error, UnicodeError):
+        return str(error)
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)

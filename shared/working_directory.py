@@ -9,5 +9,9 @@ OWN_PACKAGES = frozenset({"services", "shared"})
 
 def see_working_directory() -> None:
     """Modules in it can be imported from now on; it comes last, so that they cannot shadow anything."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # somebody removed it
+        return
+    if here not in sys.path:
+        sys.path.append(here)

@@ -27,6 +27,7 @@ FLAGS = (
 
 _ROOT = Path(__file__).resolve().parents[2]
 _RUN = "run"
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # through no proxy
 _ANSWER_SECONDS = 10.0
 
 
@@ -56,7 +57,7 @@ class Seedrl:
         if address is None:
             return None
         try:
-            with urllib.request.urlopen(f"http://{address}/status", timeout=_ANSWER_SECONDS) as answer:
+            with _DIRECTLY.open(f"http://{address}/status", timeout=_ANSWER_SECONDS) as answer:
                 status = json.load(answer)
         except (OSError, urllib.error.URLError) as error:
             raise ComparisonError(f"seedrl's learner does not answer: {error}") from error

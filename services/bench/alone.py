@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import orjson
 
@@ -21,8 +22,11 @@ _END_SECONDS = 5.0
 class StageAlone:
     """One stage, warmed up."""
 
-    def __init__(self, stage: Stage, process: asyncio.subprocess.Process, *, seconds: float) -> None:
+    def __init__(
+        self, stage: Stage, process: asyncio.subprocess.Process, log: Path, *, seconds: float
+    ) -> None:
         self._stage = stage
+        self._log = log
         self._process = process
         self._seconds = seconds
 
@@ -58,8 +62,8 @@ class StageAlone:
         except TimeoutError as error:
             raise RunError(f"stage {self._stage} alone did not come to an end in {seconds:g} s") from error
         if not answer:
-            assert self._process.stderr is not None
-            raise RunError(f"stage {self._stage} alone failed: {await last_words(self._process.stderr)}")
+            words = last_words(self._log.read_bytes())
+            raise RunError(f"stage {self._stage} alone failed: {words} (see {self._log})")
         return StageTurn(*orjson.loads(answer))
 
 
@@ -68,17 +72,20 @@ async def stage_alone(
     stage: Stage, config: PipelineConfig, training: TrainConfig
 ) -> AsyncIterator[StageAlone]:
     """Started and warmed up. Raises RunError where that fails."""
-    process = await asyncio.create_subprocess_exec(
-        *module("services.bench.stages", stage),
-        *("--preset", str(training.directory / CONFIG_FILE), "--env", config.env),
-        *("--stage-seconds", str(config.stage_seconds)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=clean_environment(),
-        start_new_session=True,  # Ctrl-C is answered by this process alone
-    )
-    alone = StageAlone(stage, process, seconds=config.stage_seconds)
+    log = training.directory / "logs" / f"stage-{stage}.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as output:  # no pipe, which an environment that prints a lot would fill
+        process = await asyncio.create_subprocess_exec(
+            *module("services.bench.stages", stage),
+            *("--preset", str(training.directory / CONFIG_FILE), "--env", config.env),
+            *("--stage-seconds", str(config.stage_seconds)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=output,
+            env=clean_environment(),
+            start_new_session=True,  # Ctrl-C is answered by this process alone
+        )
+    alone = StageAlone(stage, process, log, seconds=config.stage_seconds)
     try:
         await alone.ready()
         yield alone

@@ -52,6 +52,9 @@ class PipelineConfig(TrainConfig):
 
     @property
     def training(self) -> TrainConfig:
-        """The configuration of the run that is measured."""
+        """The configuration of the run that is measured, whose logs say where its services are."""
         fields = TrainConfig.model_fields.keys() - {"preset", "nats_url"}
-        return TrainConfig.model_validate({name: getattr(self, name) for name in fields})
+        values = {name: getattr(self, name) for name in fields}
+        return TrainConfig.model_validate(
+            {**values, "log_level": "debug" if self.log_level == "debug" else "info"}
+        )

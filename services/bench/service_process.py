@@ -1,6 +1,5 @@
 """A service of a benchmark, in a process of its own."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,9 +29,9 @@ async def stays(process: ChildProcess) -> None:
     raise RunError(f"{process.name} ended: {process.last_words()}")
 
 
-async def last_words(stderr: asyncio.StreamReader) -> str:
+def last_words(stderr: bytes) -> str:
     """What a process that ended said last of itself."""
-    lines = (await stderr.read()).decode(errors="replace").strip().splitlines()
+    lines = stderr.decode(errors="replace").strip().splitlines()
     return (lines or ["it said nothing"])[-1].removeprefix("seedrl: ")
 
 

@@ -244,7 +244,7 @@ class _Load:
         return LoadResult(**orjson.loads(output))
 
     async def _fail(self) -> None:
-        raise RunError(f"load: {await last_words(self._errors)}")
+        raise RunError(f"load: {last_words(await self._errors.read())}")
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import os
 import secrets
 import statistics
 import sys
@@ -19,6 +20,7 @@ from services.actor.environments import check_env
 from services.commands.config import EvalConfig
 from services.local.config import CONFIG_FILE, saved_env
 from services.local.process import ChildProcess, seedrl
+from services.local.reading import is_file
 from services.local.supervisor import SupervisedService
 from services.nats_server import embedded_nats
 from shared.addresses import free_port, joined
@@ -139,8 +141,9 @@ def played_returns(config: EvalConfig, progress: Telling) -> Played:
 
 def _run_directory(path: Path) -> Path:
     """The directory of a run, which `path` is or which holds the checkpoint `path`."""
-    directory = path.resolve().parents[1] if is_checkpoint(path) else path
-    if not (directory / CONFIG_FILE).is_file():
+    path = Path(os.path.abspath(path))  # which follows no links: `checkpoints` may lie on another disk
+    directory = path.parents[1] if is_checkpoint(path) else path
+    if not is_file(directory / CONFIG_FILE):
         raise RunError(f"{directory} is no run's directory ({CONFIG_FILE} is missing)")
     return directory
 

@@ -14,7 +14,7 @@ class Output:
     """
 
     def __init__(self) -> None:
-        self._stream = sys.stdout
+        self._stream = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for as long as the process
 
     def write(self, text: str) -> int:
         """Length of `text`."""

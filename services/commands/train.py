@@ -70,8 +70,6 @@ def _evaluated(config: TrainConfig, console: Console, summary: dict[str, Any]) -
     if not summary["episodes"]:
         say(f"no evaluation: no episode ended in the training, so none may end in it; {playing} plays it")
         return summary
-    from services.commands.evaluate import played_returns, telling  # bring torch
-
     say(f"playing {config.eval_episodes} episodes with the trained policy (Ctrl-C skips them)")
     asked = EvalConfig.model_validate(
         {
@@ -82,6 +80,8 @@ def _evaluated(config: TrainConfig, console: Console, summary: dict[str, Any]) -
         }
     )
     try:
+        from services.commands.evaluate import played_returns, telling  # bring torch
+
         played = played_returns(asked, telling(say, is_terminal=console.is_terminal))
     except KeyboardInterrupt:
         say("evaluation skipped")

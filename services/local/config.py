@@ -100,6 +100,8 @@ class TrainConfig(LearnerConfig, ReplayConfig, InferenceConfig, ActorConfig):
         if not isinstance(run_dir, str | Path):
             return values
         run_dir = Path(run_dir)
+        if str(run_dir).startswith("-"):  # which no command would take for a path
+            run_dir = run_dir.absolute()
         return {"run_id": _new_run_id(run_dir), **values, "run_dir": run_dir}
 
     @field_validator("tls_ca")

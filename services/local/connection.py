@@ -10,7 +10,7 @@ import orjson
 
 from services.local.config import CONFIG_FILE
 from services.local.directory import is_used
-from services.local.reading import reading
+from services.local.reading import is_file, reading
 from shared.errors import RunError
 
 CONNECTION_FILE = "connection.json"
@@ -43,8 +43,8 @@ def published_connection(directory: Path, connection: Connection) -> Iterator[No
 def read_connection(directory: Path) -> Connection:
     """How to reach the run in `directory`. Raises RunError when none goes on there."""
     path = directory / CONNECTION_FILE
-    if not path.is_file():
-        is_run = (directory / CONFIG_FILE).is_file()
+    if not is_file(path):
+        is_run = is_file(directory / CONFIG_FILE)
         raise RunError(
             f"{directory}: no run goes on there" if is_run else f"{directory} is no run's directory"
         )

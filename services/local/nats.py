@@ -16,7 +16,7 @@ from services.nats_server import NatsServer, embedded_nats
 from shared.bus.beside import beside
 from shared.bus.statuses import NATS_KEEPS_NOTHING
 from shared.config import NatsSettings
-from shared.errors import RunError
+from shared.errors import SeedrlError
 
 _LOOK_SECONDS = 1.0
 _REFUSES_SECONDS = 15.0  # longer than any answer takes that still comes
@@ -59,7 +59,7 @@ class _Embedded:
                     if not self.settings.done():
                         self.settings.set_result(self._running.settings)
                     await self._running.stays()
-            except RunError as error:
+            except (SeedrlError, OSError) as error:
                 if not self.settings.done():
                     raise
                 words = str(error)

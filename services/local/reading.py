@@ -9,6 +9,14 @@ import yaml
 from shared.errors import RunError
 
 
+def is_file(path: Path) -> bool:
+    """Whether it is there. Raises RunError where that cannot be told."""
+    try:
+        return path.is_file()
+    except OSError as error:  # of another user, before Python 3.14
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Within, whatever shows that `path` does not hold what it should becomes a RunError."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,6 +39,23 @@ def test_what_is_imported_before_ctrl_c_is_answered_takes_no_time(tmp_path: Path
     assert "services.cli" in new
     assert {name for name in new if name.startswith("shared")} == set()
     assert not new & {"asyncio", "importlib.metadata", "inspect", "pydantic", "yaml"}
+
+
+def test_what_cannot_be_written_is_no_success(tmp_path: Path) -> None:
+    settings = {**environment(), "PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            command("--version"), cwd=tmp_path, env=settings, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.stderr == "seedrl: cannot write what was to be said: No space left on device\n"
+    assert result.returncode == 1
+
+
+def test_a_command_can_be_given_where_the_working_directory_is_gone(tmp_path: Path) -> None:
+    words = f"cd {tmp_path}; rmdir {tmp_path}; exec {shlex.join(command('status', '/nowhere'))}"
+    result = subprocess.run(["sh", "-c", words], env=environment(), capture_output=True, text=True)
+    assert "/nowhere is no run's directory" in result.stderr
+    assert result.returncode == 2
 
 
 def test_the_first_process_of_a_container_heeds_sigterm_from_the_start(tmp_path: Path) -> None:

@@ -28,6 +28,12 @@ def test_an_ipv6_address_is_written_in_brackets() -> None:
     assert joined("::1", 1) == "[::1]:1"
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "nowhere.invalid"])
+def test_a_host_that_is_none_is_named(host: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^cannot listen on {host}:0: "):
+        free_port(host)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_a_free_port_can_be_listened_on(host: str) -> None:
     port = free_port(host)

@@ -176,9 +176,17 @@ async def test_an_address_of_another_machine_is_an_error_that_names_it() -> None
         await listen("192.0.2.1", 0)
 
 
-async def test_a_host_that_is_not_known_is_an_error_that_names_it() -> None:
-    with pytest.raises(ConfigurationError, match=r"^http: cannot listen on nowhere\.invalid:0: (?!Unknown)"):
-        await listen("nowhere.invalid", 0)
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b"])
+async def test_a_host_that_is_not_known_is_an_error_that_names_it(host: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^http: cannot listen on {host}:0: (?!Unknown)"):
+        await listen(host, 0)
+
+
+async def test_the_log_says_an_address_that_can_be_asked() -> None:
+    with capture_logs() as logs:
+        await listen("::1", 0)
+    (said,) = [entry for entry in logs if entry["event"] == "http"]
+    assert said["address"].startswith("[::1]:")
 
 
 async def test_the_port_is_free_again_afterwards() -> None:

@@ -27,6 +27,12 @@ def test_an_option_of_a_training_that_a_measurement_would_ignore_is_refused(
         loaded(*words)
 
 
+@pytest.mark.parametrize(("level", "services"), [("error", "info"), ("info", "info"), ("debug", "debug")])
+def test_services_always_say_where_they_answer(level: str, services: str) -> None:
+    config = PipelineConfig.model_validate({"env": "CartPole-v1", "log_level": level})
+    assert config.training.log_level == services
+
+
 def test_the_environment_may_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RUN_DIR", "RUN_ID", "EVAL_EPISODES"):
         monkeypatch.setenv(f"SEEDRL_{name}", "3")

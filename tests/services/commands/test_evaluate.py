@@ -112,14 +112,25 @@ def test_a_checkpoint_whose_network_is_another_now_is_refused_before_anything_st
 def test_one_checkpoint_is_played_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_run(tmp_path, "CartPole-v1", {"another": torch.ones(1)})
     a_run(tmp_path, "CartPole-v1", build_network(SPEC).state_dict(), updates=2, keep=2)
-    older = "checkpoint-000000000001"
-    monkeypatch.chdir(tmp_path / "checkpoints")
-    for path in (tmp_path / "checkpoints" / older, Path(older)):
+    checkpoints, older = tmp_path / "checkpoints", "checkpoint-000000000001"
+
+    def is_played(path: Path) -> bool:
         with pytest.raises(RunError, match=f"{older}: weights of another network"):
             played_returns(EvalConfig(run_dir=path), Said().telling)
+        return True
+
+    assert is_played(checkpoints / older)
+    monkeypatch.chdir(checkpoints)
+    assert is_played(Path(older))
+    monkeypatch.chdir(older)
+    assert is_played(Path("."))
+    monkeypatch.chdir(tmp_path)
+    checkpoints.rename(tmp_path / "disk")
+    checkpoints.symlink_to(tmp_path / "disk")
+    assert is_played(checkpoints / older)
     (tmp_path / "config.yaml").unlink()
     with pytest.raises(RunError, match=rf"^{tmp_path} is no run's directory \(config.yaml is missing\)"):
-        played_returns(EvalConfig(run_dir=Path(older)), Said().telling)
+        played_returns(EvalConfig(run_dir=checkpoints / older), Said().telling)
 
 
 def test_an_environment_that_is_not_found_here_is_named_before_anything_starts(tmp_path: Path) -> None:

@@ -32,6 +32,13 @@ def test_a_run_is_called_after_its_directory() -> None:
     assert validated_run_id(config.run_id)
 
 
+def test_a_directory_that_begins_with_a_dash_is_no_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert TrainConfig(env="CartPole-v1", run_dir=Path("-odd")).directory == tmp_path / "-odd"
+
+
 def test_runs_of_the_same_directory_name_have_different_ids() -> None:
     first, second = (loaded("CartPole-v1", "--run-dir", "x") for _ in range(2))
     assert first.run_id != second.run_id
