@@ -62,8 +62,7 @@ class StageAlone:
         except TimeoutError as error:
             raise RunError(f"stage {self._stage} alone did not come to an end in {seconds:g} s") from error
         if not answer:
-            words = last_words(self._log.read_bytes())
-            raise RunError(f"stage {self._stage} alone failed: {words} (see {self._log})")
+            raise RunError(f"stage {self._stage} alone failed: {last_words(self._log.read_bytes())}")
         return StageTurn(*orjson.loads(answer))
 
 

@@ -14,15 +14,16 @@ from services.local.config import TrainConfig
 from services.local.supervisor import ServiceFailed
 from services.nats_server import NatsServer, embedded_nats
 from shared.bus.connection import connected_bus
-from shared.errors import RunError
+from shared.errors import ConfigurationError, RunError
 from tests.support.waiting import eventually
 
 
 class Servers:
     """Real servers, some of which do not get ready."""
 
-    def __init__(self, *, slow: range) -> None:
+    def __init__(self, *, slow: range, error: Exception | None = None) -> None:
         self._slow = slow
+        self._error = error or RunError("nats-server was not ready in 15 s")
         self._starts = 0
         self.running: list[NatsServer] = []
 
@@ -30,7 +31,7 @@ class Servers:
     async def __call__(self, directory: Path, **settings: Any) -> AsyncIterator[NatsServer]:
         self._starts += 1
         if self._starts in self._slow:
-            raise RunError("nats-server was not ready in 15 s")
+            raise self._error
         async with embedded_nats(directory, **settings) as server:
             self.running.append(server)
             yield server
@@ -40,10 +41,19 @@ def config(directory: Path) -> TrainConfig:
     return TrainConfig.model_validate({"env": "CartPole-v1", "run_dir": directory})
 
 
-async def test_a_server_that_is_slow_to_start_again_does_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [
+        RunError("nats-server was not ready in 15 s"),
+        ConfigurationError("127.0.0.1:4222 is in use, nats-server cannot listen there"),
+        OSError(28, "No space left on device"),
+    ],
+    ids=repr,
+)
+async def test_a_server_that_does_not_start_again_at_once_does_not_end_the_run(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    servers = Servers(slow=range(2, 3))
+    servers = Servers(slow=range(2, 3), error=error)
     monkeypatch.setattr(nats, "embedded_nats", servers)
     with capture_logs() as logs:
         async with nats.nats_of_run(config(tmp_path)) as settings:
@@ -51,9 +61,7 @@ async def test_a_server_that_is_slow_to_start_again_does_not_end_the_run(
             await eventually(lambda: len(servers.running) == 2, 20)
             async with connected_bus(settings, run_id="run", name="test", patient=False):
                 pass
-    assert [entry["last_words"] for entry in logs if "died" in entry["event"]][1:] == [
-        "nats-server was not ready in 15 s"
-    ]
+    assert [entry["last_words"] for entry in logs if "died" in entry["event"]][1:] == [str(error)]
 
 
 async def test_a_server_that_never_starts_again_ends_it(
