@@ -160,7 +160,7 @@ async def test_the_accounts_are_exact_after_a_crash_around_an_acknowledgement(
 async def test_the_steps_are_exact_after_a_crash_while_nothing_was_acknowledged(
     nats: NatsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint knows of updates then that no journal does."""
+    """Nor is a journal written then, but for the checkpoint, which knows of the updates meanwhile."""
     monkeypatch.setattr(learner_module, "QueueConsumer", partial(QueueConsumer, ack_wait=0.5))
     has_crashed = asyncio.Event()
 
@@ -179,7 +179,7 @@ async def test_the_steps_are_exact_after_a_crash_while_nothing_was_acknowledged(
             config = learner_config(nats, tmp_path, checkpoint_seconds=0.1)
             async with learning(config, fails=True) as learner:
                 await queue.fed(10, rows=BATCH_SIZE)
-                await eventually(lambda: saved_updates() > load_accounts(tmp_path).updates + 1)
+                await eventually(lambda: saved_updates() >= 4)
                 has_crashed.set()
                 await asyncio.wait([learner.task])
             assert "Crash" in "".join(traceback.format_exception(learner.task.exception()))
