@@ -95,8 +95,9 @@ def test_a_reset_that_is_not_finite_is_a_crash_also_of_a_replacement(tmp_path: P
         restarting(trouble="nan_reset", at=0).reset()
 
 
-@pytest.mark.parametrize("reward", [float("nan"), 1e39, "much", "1.0", None, np.zeros(2), [1.0, 2.0], 1j])
-def test_a_reward_that_cannot_be_sent_is_a_crash(reward: Any) -> None:
+def step_that_gives(reward: Any) -> tuple[Any, ...]:
+    """What an environment's first step leads to when it gives this reward."""
+
     class Odd(CountingEnvironment):
         def step(self, action: Any) -> Any:
             observation, _, *rest = super().step(action)
@@ -104,21 +105,19 @@ def test_a_reward_that_cannot_be_sent_is_a_crash(reward: Any) -> None:
 
     env = RestartingEnvironment(Odd)
     env.reset()
-    assert env.step(A0)[4][RESTARTS] == 1
+    return env.step(A0)
+
+
+@pytest.mark.parametrize("reward", [float("nan"), 1e39, "much", "1.0", None, np.zeros(2), [1.0, 2.0], 1j])
+def test_a_reward_that_cannot_be_sent_is_a_crash(reward: Any) -> None:
+    assert step_that_gives(reward)[4][RESTARTS] == 1
 
 
 @pytest.mark.parametrize(
     "reward", [2, 2.0, True + True, np.float32(2), np.int8(2), np.array([2.0]), np.array(2)]
 )
 def test_a_reward_may_be_any_number_also_in_an_array_of_one(reward: Any) -> None:
-    class Odd(CountingEnvironment):
-        def step(self, action: Any) -> Any:
-            observation, _, *rest = super().step(action)
-            return observation, reward, *rest
-
-    env = RestartingEnvironment(Odd)
-    env.reset()
-    given = env.step(A0)[1]
+    given = step_that_gives(reward)[1]
     assert type(given) is float
     assert given == 2.0
 
