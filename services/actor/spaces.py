@@ -62,16 +62,26 @@ class _Leaf:
         self.fitted(array, np.dtype(self.spec.dtype))
 
     def fitted(self, array: Array, dtype: np.dtype[Any]) -> Array:
-        """`array` as `dtype`; raises WrongResult where that is another kind of number, or too small a one."""
-        if array.dtype == dtype:
-            return array
-        if not np.can_cast(array.dtype, dtype, "same_kind"):
-            raise WrongResult(f"{self.label} is {array.dtype.name}; its space says {dtype.name}")
-        with np.errstate(over="ignore"):
-            fitted = array.astype(dtype)
-        if dtype.kind in "iu" and not np.array_equal(fitted, array):
-            raise WrongResult(f"{self.label} is {array.dtype.name} with values beyond {dtype.name}")
-        return fitted
+        """`array` as `dtype`; raises WrongResult where that is another kind of number, or too small a one, or
+        where a Discrete space does not hold a value.
+        """
+        if array.dtype != dtype:
+            if not np.can_cast(array.dtype, dtype, "same_kind"):
+                raise WrongResult(f"{self.label} is {array.dtype.name}; its space says {dtype.name}")
+            with np.errstate(over="ignore"):
+                fitted = array.astype(dtype)
+            if dtype.kind in "iu" and not np.array_equal(fitted, array):
+                raise WrongResult(f"{self.label} is {array.dtype.name} with values beyond {dtype.name}")
+            array = fitted
+        if self.spec.n:
+            self._check_discrete(array)
+        return array
+
+    def _check_discrete(self, array: Array) -> None:
+        first, last = self.start, self.start + self.spec.n - 1
+        beyond = (array < first) | (array > last)
+        if beyond.any():
+            raise WrongResult(f"{self.label} is {array[beyond].flat[0]}; its space says {first} … {last}")
 
 
 def environment_spec(observation_space: Space[Any], action_space: Space[Any]) -> EnvironmentSpec:

@@ -144,6 +144,19 @@ def test_a_discrete_observation_that_is_no_integer_is_refused_by_name() -> None:
         ObservationEncoder(spaces.Discrete(9, start=2), group_size=1)(np.array([5.7]))
 
 
+@pytest.mark.parametrize("value", [1, 11, -1, 2**40])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_discrete_observation_outside_its_space_is_refused_by_name(value: int, is_shared: bool) -> None:
+    space = spaces.Discrete(9, start=2)
+    into = [np.zeros(3, np.int64)] if is_shared else None
+    with pytest.raises(WrongResult, match=f"'observation' is {value}; its space says 2 … 10"):
+        ObservationEncoder(space, group_size=3)(np.array([2, value, 10]), into=into)
+    with pytest.raises(WrongResult, match=f"'observation' is {value}; its space says 2 … 10"):
+        ObservationCheck(space)(np.int64(value))
+    ObservationCheck(space)(2)
+    ObservationCheck(space)(10)
+
+
 def test_another_shape_than_the_spaces_is_refused_by_name() -> None:
     with pytest.raises(
         UnsupportedEnvironment, match=r"'observation' of a group has shape \[2, 2\].*\[2, 1\]"
