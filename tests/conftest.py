@@ -16,6 +16,9 @@ from tests.support.nats import NatsRun, OwnNats
 # Tests start servers while gRPC runs in this process; its fork handlers would stumble in the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+# Before torch is imported: its OpenMP threads spin while they wait, at the cost of the tests beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -53,11 +53,11 @@ def least_seconds(tables: tuple[Table, Table]) -> tuple[float, float]:
 
 
 def test_neither_samples_nor_states_cost_in_proportion_to_the_items() -> None:
-    tables = filled(1000), filled(100_000)
+    tables = filled(1000), filled(30_000)
     small, large = least_seconds(tables)
     assert large < 3 * small
-    assert tables[1].rows > 100_000
-    assert min(cpu_seconds(tables[1].state, calls=1) for _ in range(5)) < 0.25
+    assert tables[1].rows > 30_000
+    assert min(cpu_seconds(tables[1].state, calls=1) for _ in range(5)) < 0.1
 
 
 @pytest.mark.slow  # quick, but where others empty the caches the larger table pays more for it

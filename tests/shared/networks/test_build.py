@@ -396,8 +396,10 @@ def test_a_users_network_that_breaks_the_contract_is_refused(network: str, words
 
 
 @pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
-@pytest.mark.parametrize("lstm_size", [0, 16])
-@pytest.mark.parametrize("frame_stack", [1, 4])
+@pytest.mark.parametrize(
+    ("frame_stack", "lstm_size"),
+    [(4, 0), (1, 16), pytest.param(1, 0, marks=pytest.mark.slow), pytest.param(4, 16, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("network", ["OwnMlp", "OwnNature", "OwnShallow", "OwnDeep"])
 def test_a_users_network_that_keeps_the_contract_is_taken(
     network: str, frame_stack: int, lstm_size: int, agent: Agent

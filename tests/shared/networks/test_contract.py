@@ -30,13 +30,13 @@ SPACES = {
 
 
 def built_in_networks() -> Iterator[Any]:
-    """Every combination; `slow` are those in which neither the torso nor what follows it is a new one."""
+    """Every combination; `slow` are those in which all parts are in others, too."""
     for (name, spaces), lstm_size, frame_stack in itertools.product(SPACES.items(), (0, 8), (1, 3)):
         for leaves, (agent, dueling_size) in itertools.product(
             spaces, (("vtrace", 0), ("r2d2", 0), ("r2d2", 6))
         ):
-            is_new = (leaves is spaces[0] and frame_stack == 1) or (lstm_size and agent == "vtrace")
-            marks = () if is_new else pytest.mark.slow
+            is_plain, is_whole = leaves is spaces[0] and frame_stack == 1, lstm_size and frame_stack > 1
+            marks = () if is_plain or (is_whole and agent == "vtrace") else pytest.mark.slow
             yield pytest.param(name, leaves, agent, dueling_size, lstm_size, frame_stack, marks=marks)
 
 
