@@ -82,8 +82,10 @@ def main(arguments: Sequence[str]) -> None:
     """Prints the SVG of the runs in `arguments`."""
     if not arguments or any(each.startswith("-") for each in arguments):
         raise SystemExit(__doc__)
-    runs = [Path(each) for each in arguments]
-    curves = {run.name: curve(run) for run in runs}
+    runs = [Path(each) for each in dict.fromkeys(arguments)]
+    names = [run.name for run in runs]
+    are_told_apart = all(names) and len(set(names)) == len(names)
+    curves = {run.name if are_told_apart else str(run): curve(run) for run in runs}
     skips = {frames_per_step(run) for run in runs}
     print(svg(curves, frames=skips.pop() if len(skips) == 1 else 1), end="")
 

@@ -199,6 +199,8 @@ def _leaves(space: Space[Any]) -> list[_Leaf]:
 def _walk(space: Space[Any], path: tuple[Any, ...]) -> Iterator[_Leaf]:
     if isinstance(space, spaces.Dict):
         for key, child in space.spaces.items():
+            if not str(key):
+                raise UnsupportedEnvironment("a key of the observation is empty; rename it")
             yield from _walk(child, (*path, key))
     elif isinstance(space, spaces.Tuple):
         for index, child in enumerate(space.spaces):

@@ -55,8 +55,15 @@ def build_network(spec: RunSpec) -> Network:
 
 
 def _agent(network_class: type[Any], spec: RunSpec) -> dict[str, Agent]:
-    """The agent, for a network that is made for any."""
-    return {"agent": spec.agent} if "agent" in inspect.signature(network_class).parameters else {}
+    """The agent, if the network names it, or the class that it hands its **keywords on to."""
+    own = (vars(each) for each in network_class.__mro__)
+    for constructor in (each["__init__"] for each in own if "__init__" in each):
+        parameters = inspect.signature(constructor).parameters
+        if "agent" in parameters:
+            return {"agent": spec.agent}
+        if inspect.Parameter.VAR_KEYWORD not in [each.kind for each in parameters.values()]:
+            break
+    return {}
 
 
 def _check_output(name: str, network: nn.Module, spec: RunSpec) -> None:

@@ -59,6 +59,22 @@ def test_the_axis_says_how_many_frames_a_step_has(
     assert [text for text in texts if text and "steps" in text] == [words]
 
 
+def test_runs_whose_directories_have_the_same_name_are_told_apart_by_their_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in ("seed1", "seed2"):
+        run_with(tmp_path / seed / "pong", [(100, 1.0)])
+    for arguments, names in (
+        (["seed1/pong", "seed2/pong"], ["seed1/pong", "seed2/pong"]),
+        (["seed1/pong", "seed1/pong"], ["pong"]),
+    ):
+        main(arguments)
+        drawn = ElementTree.fromstring(capsys.readouterr().out)
+        assert len(drawn.findall(f"{SVG}polyline")) == len(names)
+        assert [text.text for text in drawn.findall(f"{SVG}text")][-len(names) :] == names
+
+
 def test_a_run_without_episodes_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"curve: .*nothing is no run directory"):
         curve(tmp_path / "nothing")

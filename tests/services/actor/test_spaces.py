@@ -168,6 +168,8 @@ def test_another_shape_than_the_spaces_is_refused_by_name() -> None:
     ("space", "words"),
     [
         (spaces.MultiBinary(3), "'observation': space MultiBinary"),
+        (spaces.Dict({"": TWO}), "a key of the observation is empty; rename it"),
+        (spaces.Dict({"a": spaces.Dict({"": TWO})}), "a key of the observation is empty; rename it"),
         (spaces.Dict({"a": spaces.MultiDiscrete([2, 3])}), "'a': space MultiDiscrete"),
         (spaces.Tuple([spaces.Dict({"t": spaces.Text(4)})]), "'0/t': space Text"),
         (spaces.Dict({"g": spaces.Graph(spaces.Box(0, 1, (1,)), None)}), "'g': space Graph"),

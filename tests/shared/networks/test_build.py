@@ -166,6 +166,16 @@ class AnyAgents(MlpNetwork):
     """Passes the agent on, as its constructor is MlpNetwork's."""
 
 
+class HandsAllOn(MlpNetwork):
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+
+
+class ForOneAgent(CountingNetwork):
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+
+
 class Fails(MlpNetwork):
     def forward(self, inputs: NetworkInput, state: State) -> tuple[Output, State]:
         raise RuntimeError("no such shape")
@@ -253,13 +263,17 @@ class CountsItsCalls(MlpNetwork):
 
 
 def test_q_networks_are_built_for_r2d2() -> None:
-    for name in (*AVAILABLE, f"{__name__}:AnyAgents"):
+    for name in (*AVAILABLE, f"{__name__}:AnyAgents", f"{__name__}:HandsAllOn"):
         spec = run_spec(name, image(36, 36), agent="r2d2")
         network = build_network(spec)
         inputs = random_input(
             spec.environment, spec.network, steps=1, batch=2, generator=torch.Generator().manual_seed(0)
         )
         assert isinstance(network(inputs, network.initial_state(2))[0], QOutput)
+
+
+def test_a_network_that_hands_its_keywords_on_to_one_without_an_agent_gets_none() -> None:
+    build_network(run_spec(f"{__name__}:ForOneAgent", COUNTING))
 
 
 def test_a_network_for_another_agent_is_refused_in_words() -> None:
@@ -398,7 +412,12 @@ def test_a_users_network_that_breaks_the_contract_is_refused(network: str, words
 @pytest.mark.parametrize("agent", ["vtrace", "r2d2"])
 @pytest.mark.parametrize(
     ("frame_stack", "lstm_size"),
-    [(4, 0), (1, 16), pytest.param(1, 0, marks=pytest.mark.slow), pytest.param(4, 16, marks=pytest.mark.slow)],
+    [
+        (4, 0),
+        (1, 16),
+        pytest.param(1, 0, marks=pytest.mark.slow),
+        pytest.param(4, 16, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("network", ["OwnMlp", "OwnNature", "OwnShallow", "OwnDeep"])
 def test_a_users_network_that_keeps_the_contract_is_taken(
