@@ -276,11 +276,16 @@ async def test_a_refused_hello_is_final_and_told_in_the_servers_words(
 
 @pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"])
 async def test_another_end_of_hello_is_tried_again(inference: ScriptedInference, code: str) -> None:
-    inference.refuse = (grpc.StatusCode[code], "full: 4096 environments")
-    async with acting(inference):
-        await eventually(lambda: len(inference.streams) >= 3)
-        inference.refuse = None
-        await inference.steps(3)
+    with capture_logs() as logs:
+        inference.refuse = (grpc.StatusCode[code], "full")
+        async with acting(inference):
+            for count in range(1, 4):
+                await eventually(lambda count=count: len(inference.streams) >= count)
+                inference.refuse = (grpc.StatusCode[code], f"full: {4096 + count} environments")
+            inference.refuse = None
+            await inference.steps(3)
+    said = [event["event"] for event in logs if event.get("group") == 0]
+    assert said == ["no stream to inference; trying again", "connected"]  # once, though the details change
 
 
 async def test_a_hello_without_an_answer_is_given_up_and_tried_again(

@@ -238,6 +238,27 @@ def test_crashes_with_steps_between_them_are_never_too_many() -> None:
     assert played(group(NEXT_STEP, env_kwargs={"raise_at": 2}), 60).counts[3] == 30 * B
 
 
+def test_results_may_be_read_only() -> None:
+    """As the arrays of some libraries are."""
+    stepped = group(NEXT_STEP, env_kwargs={"end_at": 2})
+    step = stepped._env.step
+
+    def read_only(actions: Any) -> Any:
+        *results, info = step(actions)
+        for result in results:
+            result.setflags(write=False)
+        return *results, info
+
+    stepped._env.step = read_only  # type: ignore[method-assign]
+    assert played(stepped, 6).counts[3] == 0
+
+
+def test_a_reset_without_arrays_ends_the_use_of_those_before() -> None:
+    stepped = group(NEXT_STEP)
+    assert stepped.reset(into=[np.zeros((B, 1), np.float32)]).observation == []
+    assert played(stepped, 2).observation[:, 0, 0].tolist() == [0, 1, 2]
+
+
 def test_nothing_but_the_observation_counts_in_a_reset_step() -> None:
     seen = played(group(NEXT_STEP, env_kwargs={"end_at": 2}), 6)
     assert seen.observation[:, 0, 0].tolist() == [0, 1, 2, 0, 1, 2, 0]

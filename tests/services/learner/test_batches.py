@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.learner.batches import staged
+from services.learner.batches import mean_reward, staged
 from services.learner.rows import Slice
 from shared.specs import LeafSpec
 from shared.wire.chunks import decode_chunk, encode_chunk
@@ -73,6 +73,10 @@ def test_the_mean_reward_is_raw_and_without_reset_steps(history: History) -> Non
     acted = ~history.is_first[:, 2 * UNROLL + 1 : 3 * UNROLL + 1]
     assert not acted.all()
     assert batch.mean_reward.item() == pytest.approx(history.reward[:, steps][acted].mean(), rel=1e-5)
+
+
+def test_the_mean_reward_of_reset_steps_alone_is_zero() -> None:
+    assert mean_reward(torch.ones(1, 2), torch.ones(2, 1, dtype=torch.bool)).item() == 0.0
 
 
 def test_rows_of_several_messages_stand_beside_each_other() -> None:

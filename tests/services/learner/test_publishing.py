@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,37 @@ async def test_updates_during_a_publication_are_published_as_one(nats: NatsRun) 
         weights = await newest(bus)
         assert weights is not None
         assert weights.update == 99
+
+
+async def test_the_wait_for_an_update_ends_with_a_later_one(nats: NatsRun) -> None:
+    async with nats.bus() as bus:
+        source = Source()
+        source.update = 3
+        async with publishing(bus, source) as publisher:
+            await publisher.published(2)
+        assert publisher.update == 3
+
+
+async def test_after_each_publication_comes_a_pause_nine_times_as_long(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, clock = module.publish_weights, asyncio.get_running_loop().time
+    began, ended = [], []
+
+    async def publish_slowly(*arguments: Any, **options: Any) -> int:
+        began.append(clock())
+        await asyncio.sleep(0.03)  # what a publication takes at least
+        version = await publish(*arguments, **options)
+        ended.append(clock())
+        return version
+
+    monkeypatch.setattr(module, "publish_weights", publish_slowly)
+    async with nats.bus() as bus:
+        source = Source()
+        async with publishing(bus, source) as publisher:
+            for update in range(2):
+                await publisher_reaches(publisher, source, update)
+    assert began[1] - ended[0] >= 0.25
 
 
 async def test_nothing_is_published_before_the_journal_knows_its_update(nats: NatsRun) -> None:

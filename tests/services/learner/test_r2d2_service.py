@@ -182,6 +182,7 @@ async def test_a_replay_that_takes_no_priorities_holds_up_training_and_not_its_e
             await eventually(lambda: load_accounts(tmp_path).updates == sampling._UNANSWERED_UPDATES)
             report = learner.report  # type: ignore[attr-defined]
             await eventually(lambda: report.status()["waiting"] == ["sequences from replay"])
+            assert report.training_since is None  # else the wait would count as training
             learner.end("stopped")
             await ended(learner, timeout=config.grace_seconds)
         assert load_accounts(tmp_path).updates == sampling._UNANSWERED_UPDATES

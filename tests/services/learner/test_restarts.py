@@ -54,6 +54,19 @@ async def test_a_stopped_run_goes_on_where_it_was(nats: NatsRun, tmp_path: Path)
         assert second.steps == 10 * 2 * UNROLL
 
 
+async def test_a_run_that_is_complete_trains_nothing_more_when_it_is_resumed(
+    nats: NatsRun, tmp_path: Path
+) -> None:
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        await queue.fed(6)
+        for resume in (False, True):
+            config = learner_config(nats, tmp_path, total_steps=BATCH_SIZE * UNROLL, resume=resume)
+            async with learning(config) as learner:
+                await learner.ended()
+        assert (await queue.exact_accounts(tmp_path)).updates == 1
+
+
 async def test_resume_without_a_checkpoint_begins_with_fresh_weights(nats: NatsRun, tmp_path: Path) -> None:
     async with nats.bus() as bus:
         queue = await Queue.created(bus)
@@ -302,6 +315,24 @@ async def test_training_goes_on_when_the_server_was_killed_and_started_again(
             await learner.stopped()
         accounts = await queue.exact_accounts(tmp_path)
         assert (accounts.trained, accounts.updates) == (10, 5)
+
+
+async def test_the_queue_hears_that_messages_in_hand_are_worked_on(
+    nats: NatsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settling.Settling.keep_alive, "__defaults__", (0.01,))
+    in_progress, said = QueueMessage.in_progress, []
+
+    async def noted(message: QueueMessage) -> None:
+        said.append(message.sequence)
+        await in_progress(message)
+
+    monkeypatch.setattr(QueueMessage, "in_progress", noted)
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        sequence = await queue.fed(1, rows=BATCH_SIZE - 1)  # no batch yet
+        async with learning(learner_config(nats, tmp_path)):
+            await eventually(lambda: sequence in said)
 
 
 async def test_a_waiting_learner_gives_spec_and_weights_back_to_a_server_that_lost_its_store(

@@ -100,6 +100,23 @@ async def test_training_ends_with_its_steps_and_leaves_weights_checkpoint_and_re
         assert all(t.equal(checkpoint.weights[n]) for n, t in weights_from_bytes(weights.data).items())
 
 
+async def test_weights_are_published_at_the_end_also_after_an_update_that_took_long(
+    nats: NatsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "_SHARE_OF_GRACE", 0.0)  # as if the update had taken all of it
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        config = learner_config(nats, tmp_path, grace_seconds=60.0, publish_seconds=3600.0)
+        async with learning(config) as learner:
+            await eventually(lambda: WeightsReader(bus).newer_than(0))
+            await queue.fed(2)
+            await queue.emptied()
+            await learner.stopped()
+        weights = await WeightsReader(bus).newer_than(0)
+        assert weights is not None
+        assert weights.update == 1
+
+
 async def test_the_last_status_says_why_training_ended(nats: NatsRun, tmp_path: Path) -> None:
     async with nats.bus() as bus:
         queue = await Queue.created(bus)

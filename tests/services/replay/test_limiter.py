@@ -150,6 +150,21 @@ def test_another_ratio_counts_from_the_restart_only(ratio: float) -> None:
     assert (again.inserts, again.samples) == (1_000_010, 750_000)
 
 
+def test_a_smaller_buffer_holds_at_once_with_another_ratio() -> None:
+    limiter = RateLimiter(samples_per_insert=0.75, min_size=10, error_buffer=20)
+    limiter.inserted(10)
+    limiter.sampled(20)
+    again = restored(limiter, samples_per_insert=1.0, error_buffer=5)
+    assert again.balance == -5
+
+
+def test_samples_from_a_table_that_had_just_filled_are_not_forgotten_with_a_smaller_minimum() -> None:
+    limiter = RateLimiter(samples_per_insert=0.75, min_size=10, error_buffer=20)
+    limiter.inserted(10)
+    limiter.sampled(8)
+    assert restored(limiter, min_size=4).balance == limiter.balance == -8
+
+
 def test_a_restart_while_the_table_fills_takes_the_new_minimum() -> None:
     limiter = RateLimiter(samples_per_insert=0.75, min_size=100, error_buffer=20)
     limiter.inserted(50)

@@ -8,7 +8,10 @@ import aiohttp
 import numpy as np
 import pytest
 
+from services.replay import feeding
 from services.replay.accounts import Accounts
+from services.replay.silence import Silence
+from services.replay.table import Table
 from shared.accounts import write_accounts
 from shared.addresses import free_port
 from shared.bus.control import request_control
@@ -130,6 +133,25 @@ async def test_what_cannot_be_inserted_is_refused_with_the_reason(nats: NatsRun,
         accounts = await queue.exact_accounts(tmp_path)
         assert accounts.refused == {"undecodable": 1, "spec": 5, "too_large": 0, "lost": 0}
         assert accounts.inserted == 3
+        assert accounts.steps == (5 + 3) * chunk.steps
+
+
+async def test_what_streams_that_ended_have_left_is_freed(
+    nats: NatsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeding, "Silence", lambda now: Silence(now - 1.0, least=0.0))
+    drop_silent, freed = Table.drop_silent, []
+
+    def noted(table: Table, since: float) -> int:
+        freed.append(since)
+        return drop_silent(table, since)
+
+    monkeypatch.setattr(Table, "drop_silent", noted)
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        async with replaying(replay_config(nats, tmp_path, **FREE)):
+            await queue.fed(1)
+            await eventually(lambda: freed)
 
 
 async def test_new_priorities_decide_what_is_sampled_and_bad_ones_change_nothing(

@@ -75,30 +75,50 @@ async def test_a_consumer_waits_for_a_queue_that_is_not_there_yet(nats: NatsRun)
         assert len(await asyncio.wait_for(fetching, 10)) == 1
 
 
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[Msg]:
+    """The messages that arrive; the server's word that there are no more does not."""
+    hear, heard = pulling._Inbox._on_message, []
+
+    async def hear_messages_only(inbox: pulling._Inbox, message: Msg) -> None:
+        if message.reply:
+            await hear(inbox, message)
+            heard.append(message)
+
+    monkeypatch.setattr(pulling._Inbox, "_on_message", hear_messages_only)
+    return heard
+
+
 async def test_what_a_cancelled_fetch_had_received_comes_again_at_once(
-    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+    nats: NatsRun, heard: list[Msg], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with nats.bus() as bus:
         await ensure_queue(bus, 10)
         for i in range(3):
             await publish_chunk(bus, b"", f"m/{i}")
-        hear, heard = pulling._Inbox._on_message, []
-
-        async def hear_messages_only(inbox: pulling._Inbox, message: Msg) -> None:
-            if message.reply:  # and not the word that there are no more
-                await hear(inbox, message)
-                heard.append(message)
-
         consumer = QueueConsumer(bus)
-        with monkeypatch.context() as patched:
-            patched.setattr(pulling._Inbox, "_on_message", hear_messages_only)
-            fetching = asyncio.create_task(consumer.fetch(5, timeout=60))
-            await eventually(lambda: len(heard) == 3)
-            fetching.cancel()
-            await asyncio.wait({fetching})
-            assert fetching.cancelled()
+        fetching = asyncio.create_task(consumer.fetch(5, timeout=60))
+        await eventually(lambda: len(heard) == 3)
+        fetching.cancel()
+        await asyncio.wait({fetching})
+        assert fetching.cancelled()
+        monkeypatch.undo()
         messages = await asyncio.wait_for(fetch_all(consumer, 3), 5)  # not after ack_wait
         assert sorted(message.sequence for message in messages) == [1, 2, 3]
+
+
+async def test_what_arrived_before_the_server_went_away_is_returned(
+    own_nats: OwnNats, heard: list[Msg]
+) -> None:
+    async with own_nats.bus() as bus:
+        await ensure_queue(bus, 10)
+        for i in range(3):
+            await publish_chunk(bus, b"", f"m/{i}")
+        fetching = asyncio.create_task(QueueConsumer(bus).fetch(5, timeout=60))
+        await eventually(lambda: len(heard) == 3)
+        await own_nats.kill()
+        messages = await asyncio.wait_for(fetching, 10)
+        assert [message.sequence for message in messages] == [1, 2, 3]
 
 
 async def test_nothing_is_lost_by_a_cancellation_at_any_point(nats: NatsRun) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -6,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nats.errors import NoRespondersError
 
 from services import nats_server
 from shared.bus import replay_serving
@@ -43,6 +45,7 @@ class Table:
         self.damaged = False
         self.updates: list[tuple[Array, Array]] = []
         self.snapshots: list[str] = []
+        self.written: list[str] = []
         self.refusals: list[str] = []
         self.failure: Exception | None = None
 
@@ -70,6 +73,7 @@ class Table:
         self._fail()
         self.snapshots.append(name)
         await self.free.wait()
+        self.written.append(name)
         return {"name": name, "items": 1000, "bytes": 7, "seconds": 0.5}
 
     def sequences_of(self, size: int) -> int:
@@ -287,6 +291,49 @@ async def test_a_snapshot_is_answered_with_what_was_written(nats: NatsRun) -> No
         assert table.snapshots == ["update-7"]
 
 
+async def test_a_snapshot_is_written_to_its_end_when_who_asked_went_away(
+    nats: NatsRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_serving, "WAITING_SECONDS", 0.01)
+    table = Table()
+    table.free.clear()
+    unheard: list[Exception] = []
+    async with nats.bus() as bus, nats.bus() as other, serving(bus, table):
+        request = bus.nc.request
+
+        async def noted(*arguments: Any, **options: Any) -> Any:
+            try:
+                return await request(*arguments, **options)
+            except NoRespondersError as error:
+                unheard.append(error)
+                raise
+
+        monkeypatch.setattr(bus.nc, "request", noted)
+        async with nats.bus() as learner, asking(ReplayClient(learner).snapshot("a")):
+            await eventually(lambda: table.snapshots)
+        await eventually(lambda: unheard)
+        table.free.set()
+        await eventually(lambda: table.written == ["a"])
+        table.assert_sampled(await within(ReplayClient(other).sample(1)), 1)
+
+
+async def test_a_call_that_was_answered_leaves_nothing_behind(nats: NatsRun) -> None:
+    table, calls = Table(), 30
+
+    def kept() -> tuple[int, int]:
+        gc.collect()
+        return len(learner.nc._subs), sum(type(each) is asyncio.Task for each in gc.get_objects())
+
+    async with nats.bus() as bus, nats.bus() as learner, serving(bus, table):
+        client = ReplayClient(learner)
+        await within(client.sample(1))
+        subscriptions, tasks = kept()
+        for _ in range(calls):
+            await within(client.sample(1))
+        assert kept()[0] == subscriptions
+        assert kept()[1] < tasks + calls / 2
+
+
 async def test_what_can_never_work_is_refused_with_the_reason(nats: NatsRun) -> None:
     table = Table()
     async with nats.bus() as bus, nats.bus() as learner, serving(bus, table):
@@ -305,6 +352,7 @@ async def test_what_can_never_work_is_refused_with_the_reason(nats: NatsRun) -> 
         with pytest.raises(Refused, match="replay: the disk is full"):
             await within(client.update_priorities(np.ones(3, "u8"), np.ones(3)))
         assert not table.snapshots
+        assert table.refusals[-2:] == ["the disk is full"] * 2
         table.failure = None
         table.assert_sampled(await within(client.sample(2)), 2)
 
