@@ -3,7 +3,8 @@
 published (the queue's last sequence) = consumed + refused + queued. To keep that true, a message is counted
 in the journal **before** it is acknowledged, with its sequence among the `pending` ones. If its consumer dies
 between the two, the message is still queued: at the restart it is taken out of the counts again (`resolve`)
-and counted when it comes back. The journal is replaced atomically.
+and counted when it comes back. Its steps stay counted, so that they never run backwards. The journal is
+replaced atomically.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -68,6 +69,9 @@ class MessageAccounts(Generic[Outcome]):
     redelivered: int = 0  # of the consumed and refused ones, how many were delivered more than once
     earlier_queues: int = 0  # messages published to queues that no longer exist
     pending: dict[int, Outcome] = field(default_factory=dict)  # counted, perhaps not acknowledged
+    returning: set[int] = field(
+        default_factory=set
+    )  # sequences queued again, of which only steps are counted
 
     OTHER_DIRECTORY: ClassVar[str] = "with another run directory"  # who consumed, and what to do
     OUTCOME: ClassVar[type[Any]]  # of which `pending` is
@@ -84,6 +88,11 @@ class MessageAccounts(Generic[Outcome]):
         """Messages consumed and refused."""
         return self.consumed + sum(self.refused.values())
 
+    @property
+    def in_doubt(self) -> set[int]:
+        """Messages of which only the queue knows, after a crash, whether they were acknowledged."""
+        return self.returning | self.pending.keys()
+
     def published(self, queue: QueueNumbers) -> int:
         """Messages ever published, as far as `queue`, which may be another than before, is known."""
         return max(self.earlier_queues + queue.last_sequence, self.accounted)
@@ -92,6 +101,10 @@ class MessageAccounts(Generic[Outcome]):
         """Counts messages that are about to be acknowledged."""
         for outcome in outcomes:
             self._add(outcome, 1)
+            if outcome.sequence in self.returning:
+                self.returning.discard(outcome.sequence)
+            else:
+                self.steps += outcome.steps
             self.pending[outcome.sequence] = outcome
 
     def confirm(self, sequences: Iterable[int]) -> None:
@@ -100,12 +113,15 @@ class MessageAccounts(Generic[Outcome]):
             self.pending.pop(sequence, None)
 
     def resolve(self, still_queued: Iterable[int]) -> None:
-        """After a crash: of the pending messages, these were not acknowledged and the others were.
+        """After a crash: of the messages in doubt, these were not acknowledged and the others were.
 
-        They are taken out of the counts, since they will be delivered and counted again.
+        They are taken out of the counts but for their steps, since they will be delivered and counted again.
         """
-        for sequence in self.pending.keys() & set(still_queued):
+        queued = set(still_queued)
+        for sequence in self.pending.keys() & queued:
             self._add(self.pending.pop(sequence), -1)
+            self.returning.add(sequence)
+        self.returning &= queued
         self.pending.clear()
 
     def settle_queue(self, queue: QueueNumbers, *, known: bool) -> None:
@@ -128,7 +144,10 @@ class MessageAccounts(Generic[Outcome]):
 
         For a moment at which nothing is on its way.
         """
-        self.earlier_queues += max(0, -self._missing(queue))
+        earlier = max(0, -self._missing(queue))
+        self.earlier_queues += earlier
+        if earlier:
+            self.returning.clear()  # they were of those
 
     def _missing(self, queue: QueueNumbers) -> int:
         return self.earlier_queues + queue.last_sequence - queue.messages - self.accounted
@@ -141,6 +160,7 @@ class MessageAccounts(Generic[Outcome]):
                 **{name: getattr(self, name) for name in self.NUMBERS},
                 "refused": self.refused,
                 "pending": [list(outcome) for outcome in self.pending.values()],
+                "returning": sorted(self.returning),
                 **self._more(),
             }
         )
@@ -167,6 +187,8 @@ class MessageAccounts(Generic[Outcome]):
                 outcome = cls.OUTCOME(*typed("a pending message", fields, list))
                 _check_outcome(outcome._asdict(), accounts.refused)
                 accounts.pending[outcome.sequence] = outcome
+            for sequence in typed("returning", raw.get("returning", []), list):
+                accounts.returning.add(counted("a returning message's sequence", sequence))
             accounts._take_more(raw)
             return accounts
         except (KeyError, TypeError, IndexError) as error:
@@ -180,10 +202,9 @@ class MessageAccounts(Generic[Outcome]):
         """The inverse of `_more`."""
 
     def _add(self, outcome: Outcome, sign: int) -> None:
-        """Into the counts (1), or out of them again (−1)."""
+        """Into the counts but the steps (1), or out of them again (−1)."""
         if outcome.reason is not None:
             self.refused[outcome.reason] += sign
-        self.steps += sign * outcome.steps
         self.redelivered += sign * outcome.redelivered
 
 

@@ -74,7 +74,7 @@ class Housekeeping:
             async with asyncio.timeout(TICK_SECONDS):  # a server that stands still holds up nothing
                 report.queue = await queue_state(self._bus)
         if report.update is not None:
-            write = partial(self._curves.write, report.accounts.steps, report.curves(), self._episodes.take())
+            write = partial(self._curves.write, report.steps, report.curves(), self._episodes.take())
             await in_thread(write, self._executor)
 
     async def close(self) -> None:

@@ -136,7 +136,7 @@ class Learner:
         known = has_begun(config.directory)
         accounts = load_accounts(config.directory)
         session = await in_thread(partial(Session, config, spec, accounts), self._training)
-        queued = await bus.persistently(partial(still_queued, bus, accounts.pending))
+        queued = await bus.persistently(partial(still_queued, bus, accounts.in_doubt))
         accounts.resolve(still_queued=queued)
         if self._link is None:  # else the messages are replay's
             accounts.settle_queue(await bus.persistently(partial(queue_state, bus)), known=known)
@@ -158,6 +158,7 @@ class Learner:
         config, bus, report = self._config, self._bus, self._report
         self._books = books = Bookkeeper(report.accounts, config.directory, self._writing, claim=lease)
         report.held, report.journal_trouble = lambda: books.held, lambda: books.trouble
+        report.journaled = lambda: (books.journaled_steps, books.journaled_updates)
         feeder = self._feeder(session, books)
 
         async def snapshot() -> Snapshot:

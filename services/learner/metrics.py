@@ -30,9 +30,9 @@ class LearnerMetrics(Collector):
 
     def _counters(self) -> Iterator[Metric]:
         report, accounts, counter = self._report, self._report.accounts, self._families.counter
-        yield counter("updates", "Updates of the weights.", accounts.updates)
+        yield counter("updates", "Updates of the weights.", report.updates)
         yield counter("rolled_back_updates", "Updates that crashes lost.", accounts.rolled_back)
-        yield counter("steps", "Environment steps in trained and refused chunks.", accounts.steps)
+        yield counter("steps", "Environment steps in trained and refused chunks.", report.steps)
         if report.agent == "r2d2":
             yield counter("sequences", "Sequences trained.", accounts.sequences)
         yield counter("episodes", "Finished training episodes.", accounts.episodes)

@@ -48,6 +48,7 @@ class Report:
     has_chunks: bool = False  # a trajectory has come since the start
     starved_seconds: float = 0.0  # for how long the next batch has been waited for
     accounts: Accounts = field(default_factory=Accounts)
+    journaled: Callable[[], tuple[int, int]] | None = None  # steps and updates that no crash takes back
     queue: QueueState = field(default_factory=lambda: QueueState(0, 0))
     held: Callable[[], int] = lambda: 0  # messages in hand
     agent: str = "vtrace"
@@ -78,6 +79,16 @@ class Report:
         self.waiting_seconds += _going_on(self.waiting_since, until)
         self.waiting_since = None
 
+    @property
+    def steps(self) -> int:
+        """Environment steps in all messages done with, as the journal knows."""
+        return self.journaled()[0] if self.journaled is not None else self.accounts.steps
+
+    @property
+    def updates(self) -> int:
+        """Updates done, as the journal knows."""
+        return self.journaled()[1] if self.journaled is not None else self.accounts.updates
+
     def sample(self, now: float) -> None:
         """Takes the totals of `now` (monotonic) for the speeds."""
         accounts = self.accounts
@@ -103,6 +114,8 @@ class Report:
         update = self.update._asdict() if self.update else dict.fromkeys(names)
         return {
             **summary(self.accounts, self.queue),
+            "steps": self.steps,
+            "updates": self.updates,
             "seconds": round(self.accounts.seconds, 3),
             **self.rates.per_second(),
             "waiting": self.waiting() + starving,

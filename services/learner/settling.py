@@ -21,7 +21,7 @@ class Bookkeeper(Settling[Accounts]):
         claim: Claim,
     ) -> None:
         super().__init__(accounts, run_dir, executor, claim=claim)
-        self._journaled_updates = -1
+        self.journaled_updates = accounts.updates  # those that the journal knows of
 
     def count(self, outcomes: Iterable[Outcome], *, updates: int | None = None) -> None:
         """Counts messages in hand that are done with, and the update that was done with them."""
@@ -41,7 +41,7 @@ class Bookkeeper(Settling[Accounts]):
     async def journaled(self, updates: int) -> None:
         """Waits until the journal says that `updates` updates were done."""
         async with self._settled:
-            await self._settled.wait_for(lambda: self._journaled_updates >= updates)
+            await self._settled.wait_for(lambda: self.journaled_updates >= updates)
 
     async def steps_for_checkpoint(self) -> int:
         """The steps that the journal knows of: all, unless another process may write it by now.
@@ -57,5 +57,5 @@ class Bookkeeper(Settling[Accounts]):
         updates = self.accounts.updates
         await super().write(durable=durable)
         async with self._settled:
-            self._journaled_updates = updates
+            self.journaled_updates = updates
             self._settled.notify_all()

@@ -32,7 +32,7 @@ class Accounts(MessageAccounts[Outcome]):
     inserted_items: int = 0  # sequences
     sampled_items: int = 0
     # In the restored table, yet still queued: counted when they come. Not in the journal: `restore` says.
-    returning: set[int] = field(default_factory=set)
+    restored: set[int] = field(default_factory=set)
 
     OTHER_DIRECTORY: ClassVar[str] = "a replay with another run directory; give that one, or another --run-id"
     OUTCOME: ClassVar[type[Any]] = Outcome
@@ -46,18 +46,15 @@ class Accounts(MessageAccounts[Outcome]):
         """Messages inserted."""
         return self.inserted
 
-    def in_doubt(self, mark: dict[str, Any] | None) -> set[int]:
-        """Messages of which only the queue knows whether they were acknowledged before the crash.
-
-        A snapshot may be newer than the journal: its mark then has pending messages that are new to this.
-        """
-        return {*self.pending, *(mark["pending"] if mark is not None else ())}
+    def in_doubt_with(self, mark: dict[str, Any] | None) -> set[int]:
+        """`in_doubt`, and what a snapshot adds that is newer than the journal."""
+        return self.in_doubt.union(mark["pending"] if mark is not None else ())
 
     def mark(self) -> dict[str, Any]:
         """What a snapshot of the table remembers of the counts that belong to it."""
         pending = [sequence for sequence, outcome in self.pending.items() if outcome.reason is None]
-        effective = self.inserted - self.rolled_back + len(self.returning)
-        return {"effective": effective, "pending": [*pending, *sorted(self.returning)]}
+        effective = self.inserted - self.rolled_back + len(self.restored)
+        return {"effective": effective, "pending": [*pending, *sorted(self.restored)]}
 
     def restore(self, mark: dict[str, Any] | None, *, still_queued: Collection[int]) -> None:
         """The table now is that of a snapshot with this mark (None: it is empty); what came after is lost.
@@ -66,8 +63,8 @@ class Accounts(MessageAccounts[Outcome]):
         """
         effective = 0
         if mark is not None:
-            self.returning = set(mark["pending"]) & set(still_queued)
-            effective = int(mark["effective"]) - len(self.returning)
+            self.restored = set(mark["pending"]) & set(still_queued)
+            effective = int(mark["effective"]) - len(self.restored)
         self.inserted = max(self.inserted, effective)  # less only where the journal is lost
         self.rolled_back = self.inserted - effective
 
@@ -75,7 +72,7 @@ class Accounts(MessageAccounts[Outcome]):
         super()._add(outcome, sign)
         if outcome.reason is None:
             self.inserted += sign
-        self.returning.discard(outcome.sequence)
+        self.restored.discard(outcome.sequence)
 
 
 def load_accounts(directory: Path) -> Accounts | None:

@@ -110,8 +110,7 @@ class Replay:
         accounts = await in_thread(partial(load_accounts, config.replay_dir), threads.journal)
         is_known, accounts = bool(accounts or snapshot), accounts or Accounts()
         mark = snapshot.beside["mark"] if snapshot else None
-        report.least_steps = accounts.steps
-        queued = await bus.persistently(partial(still_queued, bus, sorted(accounts.in_doubt(mark))))
+        queued = await bus.persistently(partial(still_queued, bus, sorted(accounts.in_doubt_with(mark))))
         accounts.resolve(still_queued=queued)
         accounts.restore(mark, still_queued=queued)
         accounts.settle_queue(await bus.persistently(partial(queue_state, bus)), known=is_known)

@@ -22,7 +22,6 @@ class Report:
     gate: Gate | None = None  # once there is a spec
     accounts: Accounts = field(default_factory=Accounts)
     journaled_steps: Callable[[], int] = lambda: 0  # those that a crash takes nothing of
-    least_steps: int = 0  # said before a crash; what was not acknowledged then is counted when it comes again
     queue: QueueState = field(default_factory=lambda: QueueState(0, 0))
     held: Callable[[], int] = lambda: 0  # messages in hand
     snapshot: dict[str, Any] | None = None  # the newest: name, items, bytes, seconds
@@ -34,7 +33,7 @@ class Report:
     @property
     def steps(self) -> int:
         """Environment steps inserted and refused, as the journal knows; never fewer than before a crash."""
-        return max(self.least_steps, self.journaled_steps())
+        return self.journaled_steps()
 
     @property
     def ratio(self) -> float:

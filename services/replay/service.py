@@ -36,7 +36,9 @@ async def run(config: ReplayConfig, *, stop: asyncio.Event) -> None:
     if config.agent != "r2d2":
         raise ConfigurationError(f"replay is for --agent r2d2, not {config.agent}")
     accounts = load_accounts(config.replay_dir) or Accounts()  # before anybody asks
-    report = Report(nats=without_credentials(config.nats_url), accounts=accounts, least_steps=accounts.steps)
+    report = Report(
+        nats=without_credentials(config.nats_url), accounts=accounts, journaled_steps=lambda: accounts.steps
+    )
     progress, registry = Progress(), new_registry()
     registry.register(ReportMetrics(report))
     metrics = ReplayMetrics(registry)

@@ -14,6 +14,7 @@ from services.learner.accounts import CHECKPOINTS, Accounts, completed, has_begu
 from services.learner.replay_counts import ReplayCounts
 from services.learner.rows import Outcome
 from shared.accounts import ACCOUNTS_FILE, write_accounts
+from shared.bus.work_queue import QueueState
 from shared.errors import RunError
 
 STEPS = 10  # of every message
@@ -45,8 +46,10 @@ def learn(queue: FakeQueue, run_dir: Path, batch: int = 3) -> Iterator[str]:
     """A learner that yields at every point where it could be killed."""
     accounts = load_accounts(run_dir)
     yield "loaded"
-    accounts.resolve([sequence for sequence in accounts.pending if sequence in queue.queued])
+    accounts.resolve(accounts.in_doubt & queue.queued.keys())
     accounts.settle_queue(queue, known=True)
+    write_accounts(run_dir, accounts.to_json())
+    yield "restored"
     while queue.queued:
         sequences = list(queue.queued)[:batch]
         outcomes = []
@@ -165,13 +168,35 @@ def test_a_journal_older_than_the_checkpoint_does_not_count_steps_of_replay_twic
         assert accounts.steps == 2100
 
 
-def test_an_unacknowledged_message_leaves_the_counts_as_if_it_had_never_come() -> None:
+def test_an_unacknowledged_message_leaves_the_counts_but_its_steps_as_if_it_had_never_come() -> None:
     accounts = Accounts()
-    before = Accounts()
     accounts.count([Outcome(4, None, steps=3, redelivered=True), Outcome(5, "lag", steps=2)])
     assert (accounts.redelivered, accounts.trained, accounts.steps) == (1, 1, 5)
     accounts.resolve(still_queued=[4, 5])
-    assert accounts.to_json() == before.to_json()
+    assert accounts.to_json() == Accounts(steps=5, returning={4, 5}).to_json()
+
+
+def test_the_steps_of_messages_that_come_again_are_counted_once_however_often_a_learner_starts() -> None:
+    accounts = Accounts()
+    accounts.count([Outcome(4, None, steps=3), Outcome(5, "lag", steps=2)])
+    for _ in range(3):  # killed each time before anything came
+        accounts = Accounts.from_json(accounts.to_json())
+        accounts.resolve(accounts.in_doubt & {4, 5, 6})
+        accounts.restore(updates=1, effective_updates=1, steps=5)
+        assert (accounts.steps, accounts.trained) == (5, 0)
+    accounts.count([Outcome(4, None, steps=3), Outcome(5, None, steps=2), Outcome(6, None, steps=1)])
+    assert (accounts.steps, accounts.trained) == (6, 3)
+    assert not accounts.returning
+
+
+def test_messages_of_a_queue_that_is_gone_do_not_come_again() -> None:
+    accounts = Accounts()
+    accounts.count([Outcome(sequence, None, steps=2) for sequence in range(1, 6)])
+    accounts.confirm([1, 2, 3])
+    accounts.resolve(still_queued=[4, 5])
+    accounts.settle_queue(QueueState(5, 5), known=True)  # a new one, whose sequences begin anew
+    accounts.count([Outcome(4, None, steps=2)])
+    assert accounts.steps == 12
 
 
 def test_what_ended_a_training_can_be_told_from_its_accounts() -> None:

@@ -54,6 +54,43 @@ async def test_a_stopped_run_goes_on_where_it_was(nats: NatsRun, tmp_path: Path)
         assert second.steps == 10 * 2 * UNROLL
 
 
+async def test_steps_are_counted_once_where_a_learner_that_could_not_acknowledge_is_followed_by_two(
+    nats: NatsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "QueueConsumer", partial(QueueConsumer, ack_wait=0.5))
+
+    async def unheard(message: QueueMessage) -> None:
+        await asyncio.Event().wait()
+
+    async def dies(*_: object) -> None:
+        raise RuntimeError("killed as soon as it had begun")
+
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        with monkeypatch.context() as patch:
+            patch.setattr(QueueMessage, "ack", unheard)
+            async with learning(learner_config(nats, tmp_path, grace_seconds=1.0)):
+                await queue.fed(2)
+                await eventually(lambda: load_accounts(tmp_path).updates == 1)
+        steps = load_accounts(tmp_path).steps
+        checkpoint = latest_checkpoint(tmp_path / "checkpoints")
+        assert checkpoint is not None
+        assert checkpoint.counters["steps"] == steps == 2 * 2 * UNROLL
+        config = learner_config(nats, tmp_path, resume=True)
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(learner_module.Learner, "_live", dies)
+                async with learning(config, fails=True) as learner:
+                    await asyncio.wait([learner.task])
+            assert "as soon as" in str(learner.task.exception())
+            assert load_accounts(tmp_path).steps == steps
+        async with learning(config):
+            await queue.fed(2)
+            await queue.emptied()
+        accounts = await queue.exact_accounts(tmp_path)
+        assert (accounts.steps, accounts.trained) == (2 * steps, 4)
+
+
 async def test_a_run_that_is_complete_trains_nothing_more_when_it_is_resumed(
     nats: NatsRun, tmp_path: Path
 ) -> None:

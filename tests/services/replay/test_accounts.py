@@ -38,7 +38,7 @@ class Replay:
         accounts = load_accounts(self.directory)
         is_known, self.accounts = accounts is not None, accounts or Accounts()
         mark, self.table = self.saved or (None, frozenset())
-        still_queued = sorted(self.accounts.in_doubt(mark) & self.queued.keys())
+        still_queued = sorted(self.accounts.in_doubt_with(mark) & self.queued.keys())
         self.accounts.resolve(still_queued=still_queued)
         self.accounts.restore(mark, still_queued=still_queued)
         self.accounts.settle_queue(self.state(), known=is_known)
@@ -139,7 +139,7 @@ def test_a_snapshot_newer_than_the_journal_does_not_hide_what_was_rolled_back() 
     accounts.count([Outcome(3, None)])
     mark = accounts.mark()
     again = Accounts.from_json(journal)
-    assert again.in_doubt(mark) == {3}
+    assert again.in_doubt_with(mark) == {3}
     again.resolve(still_queued=[3])
     again.restore(mark, still_queued=[3])
     assert (again.inserted, again.rolled_back) == (2, 2)

@@ -42,8 +42,10 @@ def test_steps_that_come_again_after_a_crash_are_counted_once() -> None:
         gate=gate,
         accounts=accounts,
         journaled_steps=lambda: accounts.steps,
-        least_steps=accounts.steps,
     )
+    accounts.resolve(still_queued=range(85, 95))
+    assert heard(after) == 94 * STEPS
+    accounts = Accounts.from_json(accounts.to_json())  # killed again before they came
     accounts.resolve(still_queued=range(85, 95))
     assert heard(after) == 94 * STEPS
     counted(accounts, range(85, 103))
