@@ -36,7 +36,7 @@ def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
 
 
 def configure_logging(log_level: str, log_format: str, service: str, *, secrets: Iterable[str] = ()) -> None:
-    """Sends every event, also those of other libraries' loggers, to stderr.
+    """Sends every event, also those of other libraries' loggers and failed threads, to stderr.
 
     `log_format`: json, one object a line with timestamp, level, service and event; text, readable, coloured
     on a terminal only; auto, text on a terminal, else json. `secrets`, those in the environment and
@@ -72,6 +72,17 @@ def configure_logging(log_level: str, log_format: str, service: str, *, secrets:
     for ours in ("services", "shared"):
         logging.getLogger(ours).setLevel(level)
     logging.captureWarnings(True)
+    threading.excepthook = _thread_failed
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """Of what the system said no, as a full disk does, whoever started the thread tells more."""
+    thread = failed.thread.name if failed.thread is not None else None
+    log = get_logger(__name__).bind(thread=thread, reason=f"{failed.exc_type.__name__}: {failed.exc_value}")
+    if isinstance(failed.exc_value, OSError):
+        log.error("a thread failed")
+    elif failed.exc_value is not None:
+        log.error("a thread failed", exc_info=failed.exc_value)
 
 
 class Progress:

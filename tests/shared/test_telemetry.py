@@ -27,9 +27,10 @@ log = get_logger("shared.test")  # before logging is configured, as modules do i
 
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
-    root = logging.getLogger()
+    root, hook = logging.getLogger(), threading.excepthook
     handlers, level = root.handlers[:], root.level
     yield
+    threading.excepthook = hook
     structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -94,6 +95,24 @@ def test_warnings_are_events(capsys: Captured) -> None:
     """
     (line,) = run(script).stderr.splitlines()
     assert "careful" in orjson.loads(line)["event"]
+
+
+@pytest.mark.parametrize(("error", "is_traced"), [("OSError(28, 'no space')", False), ("KeyError(1)", True)])
+def test_a_thread_that_fails_is_one_event(error: str, is_traced: bool) -> None:
+    script = f"""
+        import threading
+        from shared.telemetry import configure_logging
+        configure_logging("info", "json", "actor")
+        def fails():
+            raise {error}
+        thread = threading.Thread(target=fails, name="writer")
+        thread.start()
+        thread.join()
+    """
+    (line,) = map(orjson.loads, run(script).stderr.splitlines())
+    assert (line["event"], line["level"], line["thread"]) == ("a thread failed", "error", "writer")
+    assert line["reason"] in ("OSError: [Errno 28] no space", "KeyError: 1")
+    assert ("Traceback" in line.get("exception", "")) == is_traced
 
 
 @pytest.mark.parametrize(

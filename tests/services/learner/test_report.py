@@ -37,6 +37,17 @@ def make_report() -> Report:
     return report
 
 
+def test_steps_and_updates_are_told_once_no_crash_takes_them_back() -> None:
+    report = make_report()
+    report.journaled = lambda: (15, 6)  # the journal cannot be written at the moment
+    status = report.status()
+    assert (status["steps"], status["updates"]) == (15, 6)
+    registry = CollectorRegistry()
+    registry.register(LearnerMetrics(report))
+    assert registry.get_sample_value("seedrl_learner_steps_total") == 15
+    assert registry.get_sample_value("seedrl_learner_updates_total") == 6
+
+
 def test_the_status_has_the_names_of_the_summary_and_the_newest_update() -> None:
     status = make_report().status()
     assert (status["steps"], status["updates"], status["episodes"], status["mean_return_100"]) == (

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from time import monotonic
 import numpy as np
 import pytest
 
+import services.replay.replay as replay_module
+from services.replay.accounts import Accounts, load_accounts
 from shared.bus.connection import Bus
 from shared.bus.replay import ReplayClient, ReplaySample
-from shared.bus.work_queue import queue_state
+from shared.bus.work_queue import QueueMessage, queue_state
 from shared.errors import RunError
 from shared.wire.chunks import slice_rows
 from tests.support.chunks import assert_same_chunk
@@ -68,6 +71,46 @@ async def test_a_restart_goes_on_with_the_same_sequences_priorities_and_limiter(
             await replay.stopped()
         accounts = await queue.exact_accounts(tmp_path)
         assert (accounts.inserted, accounts.rolled_back, accounts.redelivered) == (13, 0, 0)
+
+
+@pytest.mark.parametrize("has_snapshot", [True, False])
+async def test_what_could_not_be_acknowledged_is_counted_once_however_often_replay_starts(
+    nats: NatsRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_snapshot: bool
+) -> None:
+    async def unheard(message: QueueMessage) -> None:
+        await asyncio.Event().wait()
+
+    async def dies(*_: object) -> None:
+        raise RuntimeError("killed as soon as it had begun")
+
+    config = replay_config(nats, tmp_path, grace_seconds=1.0, **FREE)
+    async with nats.bus() as bus:
+        queue = await Queue.created(bus)
+        with monkeypatch.context() as patch:
+            patch.setattr(QueueMessage, "ack", unheard)
+            async with replaying(config) as replay:
+                await queue.fed(6, rows=2)
+                await eventually(lambda: (load_accounts(tmp_path / "replay") or Accounts()).inserted == 6)
+                await replay.stopped()
+        if not has_snapshot:
+            for snapshot in (tmp_path / "replay").glob("snapshot-*"):
+                shutil.rmtree(snapshot)
+        before = load_accounts(tmp_path / "replay")
+        assert before is not None
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(replay_module.Replay, "_serve", dies)
+                async with replaying(config, fails=True) as replay:
+                    await asyncio.wait([replay.task])
+            assert "as soon as" in str(replay.task.exception())
+            accounts = await queue.exact_accounts(tmp_path)
+            assert (accounts.steps, accounts.inserted) == (before.steps, 0)
+        async with replaying(config) as replay:
+            await queue.emptied()
+            await replay.stopped()
+        accounts = await queue.exact_accounts(tmp_path)
+        assert (accounts.steps, accounts.inserted) == (before.steps, 6)
+        assert accounts.inserted_items == before.inserted_items > 0
 
 
 async def test_a_full_table_and_its_limiter_go_on_after_a_restart(nats: NatsRun, tmp_path: Path) -> None:
