@@ -18,7 +18,8 @@ from shared.errors import RunError
 from shared.files import replace_file
 
 ACCOUNTS_FILE = "accounts.json"
-ACCOUNTS_FORMAT_VERSION = 1
+ACCOUNTS_FORMAT_VERSION = 2
+_READ_VERSIONS = (1, 2)  # 1 has no `returning`, and its pending messages no `kept_at`
 
 
 class MessageOutcome(Protocol):
@@ -42,6 +43,10 @@ class MessageOutcome(Protocol):
     @property
     def redelivered(self) -> bool:
         """Whether it was delivered more than once."""
+
+    @property
+    def kept_at(self) -> int:
+        """When the queue took it, in µs since the epoch; 0: not known."""
 
 
 class QueueNumbers(Protocol):
@@ -69,9 +74,8 @@ class MessageAccounts(Generic[Outcome]):
     redelivered: int = 0  # of the consumed and refused ones, how many were delivered more than once
     earlier_queues: int = 0  # messages published to queues that no longer exist
     pending: dict[int, Outcome] = field(default_factory=dict)  # counted, perhaps not acknowledged
-    returning: set[int] = field(
-        default_factory=set
-    )  # sequences queued again, of which only steps are counted
+    # Messages that come again, of which only the steps are counted: `kept_at` by sequence.
+    returning: dict[int, int] = field(default_factory=dict)
 
     OTHER_DIRECTORY: ClassVar[str] = "with another run directory"  # who consumed, and what to do
     OUTCOME: ClassVar[type[Any]]  # of which `pending` is
@@ -91,7 +95,11 @@ class MessageAccounts(Generic[Outcome]):
     @property
     def in_doubt(self) -> set[int]:
         """Messages of which only the queue knows, after a crash, whether they were acknowledged."""
-        return self.returning | self.pending.keys()
+        return self.returning.keys() | self.pending.keys()
+
+    def is_returning(self, sequence: int, kept_at: int) -> bool:
+        """Whether the steps of this message, kept at `kept_at`, were counted before a crash."""
+        return self.returning.get(sequence) in (0, kept_at)
 
     def published(self, queue: QueueNumbers) -> int:
         """Messages ever published, as far as `queue`, which may be another than before, is known."""
@@ -101,10 +109,9 @@ class MessageAccounts(Generic[Outcome]):
         """Counts messages that are about to be acknowledged."""
         for outcome in outcomes:
             self._add(outcome, 1)
-            if outcome.sequence in self.returning:
-                self.returning.discard(outcome.sequence)
-            else:
+            if not self.is_returning(outcome.sequence, outcome.kept_at):
                 self.steps += outcome.steps
+            self.returning.pop(outcome.sequence, None)
             self.pending[outcome.sequence] = outcome
 
     def confirm(self, sequences: Iterable[int]) -> None:
@@ -119,9 +126,11 @@ class MessageAccounts(Generic[Outcome]):
         """
         queued = set(still_queued)
         for sequence in self.pending.keys() & queued:
-            self._add(self.pending.pop(sequence), -1)
-            self.returning.add(sequence)
-        self.returning &= queued
+            outcome = self.pending.pop(sequence)
+            self._add(outcome, -1)
+            self.returning[sequence] = outcome.kept_at
+        for sequence in self.returning.keys() - queued:
+            del self.returning[sequence]
         self.pending.clear()
 
     def settle_queue(self, queue: QueueNumbers, *, known: bool) -> None:
@@ -144,10 +153,7 @@ class MessageAccounts(Generic[Outcome]):
 
         For a moment at which nothing is on its way.
         """
-        earlier = max(0, -self._missing(queue))
-        self.earlier_queues += earlier
-        if earlier:
-            self.returning.clear()  # they were of those
+        self.earlier_queues += max(0, -self._missing(queue))
 
     def _missing(self, queue: QueueNumbers) -> int:
         return self.earlier_queues + queue.last_sequence - queue.messages - self.accounted
@@ -160,7 +166,7 @@ class MessageAccounts(Generic[Outcome]):
                 **{name: getattr(self, name) for name in self.NUMBERS},
                 "refused": self.refused,
                 "pending": [list(outcome) for outcome in self.pending.values()],
-                "returning": sorted(self.returning),
+                "returning": sorted(self.returning.items()),
                 **self._more(),
             }
         )
@@ -172,7 +178,7 @@ class MessageAccounts(Generic[Outcome]):
             raw = orjson.loads(data)
             if not isinstance(raw, dict):
                 raise ValueError("no JSON object")
-            if raw["format_version"] != ACCOUNTS_FORMAT_VERSION:
+            if raw["format_version"] not in _READ_VERSIONS:
                 raise ValueError(
                     f"format version {raw['format_version']}, this program writes {ACCOUNTS_FORMAT_VERSION}"
                 )
@@ -187,8 +193,8 @@ class MessageAccounts(Generic[Outcome]):
                 outcome = cls.OUTCOME(*typed("a pending message", fields, list))
                 _check_outcome(outcome._asdict(), accounts.refused)
                 accounts.pending[outcome.sequence] = outcome
-            for sequence in typed("returning", raw.get("returning", []), list):
-                accounts.returning.add(counted("a returning message's sequence", sequence))
+            for sequence, kept_at in typed("returning", raw.get("returning", []), list):
+                accounts.returning[counted("a returning message", sequence)] = counted("its time", kept_at)
             accounts._take_more(raw)
             return accounts
         except (KeyError, TypeError, IndexError) as error:

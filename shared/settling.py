@@ -130,6 +130,11 @@ class Settling(Generic[A]):
                 self.trouble = ""
                 return
 
+    def _of_message(self, sequence: int) -> dict[str, Any]:
+        """What an outcome says of its message, which is in hand."""
+        message = self._held[sequence]
+        return {"redelivered": message.redelivered, "kept_at": kept_at_of(message)}
+
     def _finish(self, sequences: Iterable[int]) -> None:
         self._finished.extend(sequences)
         self._is_settled = False
@@ -148,3 +153,8 @@ class Settling(Generic[A]):
         async with self._settled:
             self._is_settled = not self._wake.is_set()
             self._settled.notify_all()
+
+
+def kept_at_of(message: QueueMessage) -> int:
+    """When the queue took a message, in µs since the epoch."""
+    return round(message.kept_at.timestamp() * 1e6)

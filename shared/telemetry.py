@@ -77,6 +77,8 @@ def configure_logging(log_level: str, log_format: str, service: str, *, secrets:
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:
     """Of what the system said no, as a full disk does, whoever started the thread tells more."""
+    if failed.exc_type is SystemExit:
+        return
     thread = failed.thread.name if failed.thread is not None else None
     log = get_logger(__name__).bind(thread=thread, reason=f"{failed.exc_type.__name__}: {failed.exc_value}")
     if isinstance(failed.exc_value, OSError):

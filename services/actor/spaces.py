@@ -148,7 +148,7 @@ class ObservationEncoder:
 
 class ObservationCheck:
     """Whether one environment's observations, as they would be sent, are finite and have its space's keys,
-    shapes and kinds of number. Bounds are not looked at.
+    shapes and kinds of number. Bounds of a Box are not looked at.
     """
 
     def __init__(self, observation_space: Space[Any]) -> None:

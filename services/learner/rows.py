@@ -24,6 +24,7 @@ class Outcome(NamedTuple):
     steps: int = 0  # environment steps in it, reset steps excluded
     lag: int = 0  # updates between its oldest weights and the update that trained (the last of) it
     redelivered: bool = False  # it was delivered more than once
+    kept_at: int = 0  # when the queue took it, µs since the epoch: sequences may begin anew; 0: not known
 
 
 class Slice(NamedTuple):

@@ -25,9 +25,7 @@ class Bookkeeper(Settling[Accounts]):
 
     def count(self, outcomes: Iterable[Outcome], *, updates: int | None = None) -> None:
         """Counts messages in hand that are done with, and the update that was done with them."""
-        known = [
-            outcome._replace(redelivered=self._held[outcome.sequence].redelivered) for outcome in outcomes
-        ]
+        known = [outcome._replace(**self._of_message(outcome.sequence)) for outcome in outcomes]
         if updates is not None:
             self.accounts.updates = updates
         if known or updates is not None:

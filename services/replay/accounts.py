@@ -20,6 +20,7 @@ class Outcome(NamedTuple):
     reason: Reason | None  # why it was refused; None: inserted
     steps: int = 0  # environment steps in it, reset steps excluded
     redelivered: bool = False  # it was delivered more than once
+    kept_at: int = 0  # when the queue took it, µs since the epoch: sequences may begin anew; 0: not known
 
 
 @dataclass

@@ -97,7 +97,7 @@ class Feeder:
             self._books.count(Outcome(message.sequence, "too_large", steps))
             return
         self._silence.deaf(time.time())
-        if message.sequence not in self._books.accounts.returning:  # else they were counted before the crash
+        if not self._books.is_returning(message.sequence):
             self._books.accounts.inserted_items += inserted.items
         self._books.count(Outcome(message.sequence, None, steps))
         self._metrics.inserted(inserted)

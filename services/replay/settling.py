@@ -4,7 +4,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from services.replay.accounts import Accounts, Outcome
-from shared.settling import Claim, Settling
+from shared.settling import Claim, Settling, kept_at_of
 
 
 class Bookkeeper(Settling[Accounts]):
@@ -29,6 +29,9 @@ class Bookkeeper(Settling[Accounts]):
 
     def count(self, outcome: Outcome) -> None:
         """Counts a message in hand that is done with."""
-        held = self._held[outcome.sequence]
-        self.accounts.count([outcome._replace(redelivered=held.redelivered)])
+        self.accounts.count([outcome._replace(**self._of_message(outcome.sequence))])
         self._finish([outcome.sequence])
+
+    def is_returning(self, sequence: int) -> bool:
+        """Whether what was inserted of this message in hand was counted before a crash."""
+        return self.accounts.is_returning(sequence, kept_at_of(self._held[sequence]))

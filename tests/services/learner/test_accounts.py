@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ def test_an_unacknowledged_message_leaves_the_counts_but_its_steps_as_if_it_had_
     accounts.count([Outcome(4, None, steps=3, redelivered=True), Outcome(5, "lag", steps=2)])
     assert (accounts.redelivered, accounts.trained, accounts.steps) == (1, 1, 5)
     accounts.resolve(still_queued=[4, 5])
-    assert accounts.to_json() == Accounts(steps=5, returning={4, 5}).to_json()
+    assert accounts.to_json() == Accounts(steps=5, returning={4: 0, 5: 0}).to_json()
 
 
 def test_the_steps_of_messages_that_come_again_are_counted_once_however_often_a_learner_starts() -> None:
@@ -189,14 +189,44 @@ def test_the_steps_of_messages_that_come_again_are_counted_once_however_often_a_
     assert not accounts.returning
 
 
-def test_messages_of_a_queue_that_is_gone_do_not_come_again() -> None:
+def kept(sequences: Iterable[int], *, at: int) -> list[Outcome]:
+    return [Outcome(sequence, None, steps=2, kept_at=at + sequence) for sequence in sequences]
+
+
+@pytest.mark.parametrize("acknowledged", [0, 3])
+def test_messages_of_a_queue_that_is_gone_do_not_come_again(acknowledged: int) -> None:
     accounts = Accounts()
-    accounts.count([Outcome(sequence, None, steps=2) for sequence in range(1, 6)])
-    accounts.confirm([1, 2, 3])
-    accounts.resolve(still_queued=[4, 5])
-    accounts.settle_queue(QueueState(5, 5), known=True)  # a new one, whose sequences begin anew
-    accounts.count([Outcome(4, None, steps=2)])
-    assert accounts.steps == 12
+    accounts.count(kept(range(1, 6), at=1000))
+    accounts.confirm(range(1, acknowledged + 1))
+    accounts.resolve(still_queued=accounts.in_doubt & set(range(1, 8)))
+    accounts.settle_queue(QueueState(7, 7), known=True)  # a new one, whose sequences begin anew
+    accounts.count(kept(range(1, 8), at=2000))
+    assert accounts.steps == 5 * 2 + 7 * 2
+
+
+def test_messages_of_a_queue_that_came_after_one_that_is_gone_come_again() -> None:
+    accounts = Accounts()
+    accounts.count(kept(range(1, 6), at=1000))
+    accounts.confirm(range(1, 6))
+    accounts.count(kept([1, 2, 3], at=2000))  # of the new one
+    accounts.confirm([1])
+    accounts = Accounts.from_json(accounts.to_json())
+    accounts.resolve(still_queued=[2, 3])
+    accounts.settle_queue(QueueState(4, 3), known=True)
+    accounts.count(kept([2, 3, 4], at=2000))
+    assert (accounts.steps, accounts.trained) == (9 * 2, 9)
+
+
+def test_a_journal_of_the_first_version_is_read() -> None:
+    accounts = Accounts()
+    accounts.count([Outcome(4, None, steps=3)])
+    raw = orjson.loads(accounts.to_json())
+    del raw["returning"]
+    raw |= {"format_version": 1, "pending": [fields[:-1] for fields in raw["pending"]]}
+    accounts = Accounts.from_json(orjson.dumps(raw))
+    accounts.resolve(still_queued=[4])
+    accounts.count([Outcome(4, None, steps=3, kept_at=1000)])
+    assert (accounts.steps, accounts.trained) == (3, 1)
 
 
 def test_what_ended_a_training_can_be_told_from_its_accounts() -> None:
