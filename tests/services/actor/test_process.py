@@ -132,7 +132,12 @@ async def test_an_actor_needs_neither_torch_nor_nats_and_is_gone_soon_after_sigt
 HANGS = ("tests.support.actor_environments:Trouble-v0", "--env-kwargs", '{"trouble": "hang", "at": 2}')
 
 
-@pytest.mark.parametrize(("arguments", "steps"), [((COUNTING,), 5), (HANGS, 2)], ids=["stepping", "hanging"])
+# Two threads: else the group that hangs first may keep the other one from its steps.
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [((COUNTING,), 5), ((*HANGS, "--step-threads", "2"), 2)],
+    ids=["stepping", "hanging"],
+)
 async def test_a_killed_actor_leaves_no_environment_processes(
     tmp_path: Path, inference: ScriptedInference, arguments: tuple[str, ...], steps: int
 ) -> None:
